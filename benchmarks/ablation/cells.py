@@ -1,0 +1,52 @@
+"""The cells of the two experiments: which rows each student sees, how they are composed, and its seed."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from decant.task import Placement
+
+Experiment = Literal["placements", "filters"]
+
+
+@dataclass(frozen=True, slots=True)
+class Arm:
+    """One way to teach: `rows` names the folder of curated rows."""
+
+    name: str
+    rows: str
+    placement: Placement
+
+
+ARMS: dict[Experiment, tuple[Arm, ...]] = {
+    "placements": (
+        Arm("answer_only", "one-verified", "answer_only"),
+        Arm("rationale_then_answer", "one-verified", "rationale_then_answer"),
+        Arm("answer_then_rationale", "one-verified", "answer_then_rationale"),
+    ),
+    "filters": (
+        Arm("unfiltered", "all", "rationale_then_answer"),
+        Arm("majority", "majority", "rationale_then_answer"),
+        Arm("verified", "verified", "rationale_then_answer"),
+    ),
+}
+"""The first arm of each experiment is the one that the others are compared with."""
+
+
+@dataclass(frozen=True, slots=True)
+class Cell:
+    """One student: an arm in a world, with a seed."""
+
+    world: str
+    arm: Arm
+    seed: int
+
+    @property
+    def name(self) -> str:
+        """Unique among the cells of an experiment; also the cell's folder."""
+        return f"{self.world}-{self.arm.name}-{self.seed}"
+
+
+def cells_of(experiment: Experiment, *, worlds: Sequence[str], seeds: Sequence[int]) -> list[Cell]:
+    """All cells, seed by seed, so that an early stop leaves whole comparisons."""
+    return [Cell(world, arm, seed) for seed in seeds for world in worlds for arm in ARMS[experiment]]

@@ -1,0 +1,7 @@
+"""`python -m decant`."""
+
+import sys
+
+from decant.cli import main
+
+sys.exit(main())

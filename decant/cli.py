@@ -1,0 +1,93 @@
+"""`decant VERB`: finds the verb's module, builds its config from the command line, runs it.
+
+Nothing heavy is imported until a verb is chosen, so that `decant --help` answers at once.
+"""
+
+import importlib
+import os
+import sys
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, Protocol
+
+from decant import __version__
+from decant.errors import DecantError
+
+if TYPE_CHECKING:
+    from decant.config import Config
+
+VERBS: dict[str, tuple[str, str]] = {
+    "demo": ("decant_distill.demo.command", "run the whole loop on a bundled world and print its ledger"),
+    "run": ("decant.pipeline", "run a recipe's stages in order, skipping what is done"),
+    "serve": ("decant_serve.serve", "serve a model behind an OpenAI-compatible endpoint"),
+    "label": ("decant_distill.label", "label a dataset with a teacher, with its reasoning"),
+    "curate": ("decant_distill.curate", "turn labels into a training set"),
+    "train": ("decant_distill.train.command", "teach a student with QLoRA"),
+    "merge": ("decant_distill.merge", "merge an adapter into its base"),
+    "quantize": ("decant_quant.quantize", "make a checkpoint smaller"),
+    "eval": ("decant_bench.evaluate", "replay a dataset against an endpoint: answers and timings"),
+    "ledger": ("decant_bench.ledger", "say what each stage kept and lost"),
+    "baseline": ("decant_distill.baseline", "score TF-IDF + logistic regression on the same requests"),
+    "split": ("decant_distill.split", "split a dataset into parts by a hash of its texts"),
+    "scratch": ("decant_distill.scratch", "make a small base model from scratch on plain text"),
+    "problems": ("decant_distill.demo.problems", "write a bundled world's problems as a dataset"),
+}
+
+
+class Verb(Protocol):
+    """What a verb's module offers."""
+
+    CONFIG: "type[Config]"
+
+    def run(self, config: Any) -> None:
+        """Does the work; DecantError for what the user can mend."""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs one command line and returns its exit code: 2 for a DecantError, 130 when interrupted."""
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    try:
+        return _dispatch(arguments)
+    except DecantError as error:
+        print(f"decant: {' '.join(str(error).split())}", file=sys.stderr)
+        return error.exit_code
+    except KeyboardInterrupt:
+        print("decant: interrupted; the same command goes on where it stopped", file=sys.stderr)
+        return 130
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
+
+
+def _dispatch(arguments: list[str]) -> int:
+    if not arguments or arguments[0] in ("-h", "--help", "help"):
+        print(overview())
+        return 0
+    if arguments[0] in ("-V", "--version"):
+        print(f"decant {__version__}")
+        return 0
+    from decant.arguments import parse
+    from decant.config import nearest
+
+    name, *rest = arguments
+    if name not in VERBS:
+        raise DecantError(f"no such verb: {name}{nearest(name, list(VERBS))}")
+    verb = load_verb(name)
+    verb.run(parse(verb.CONFIG, rest, verb=name, summary=VERBS[name][1]))
+    return 0
+
+
+def overview() -> str:
+    """The text of `decant --help`."""
+    verbs = "\n".join(f"  {name:<10} {summary}" for name, (_, summary) in VERBS.items())
+    return (
+        "usage: decant VERB [options]\n\n"
+        "Decant pours a big language model into a small one and proves what was lost on the way.\n\n"
+        f"verbs:\n{verbs}\n\n"
+        "`decant VERB --help` lists a verb's options; every option can also stand in a TOML file (--config)."
+    )
+
+
+def load_verb(name: str) -> Verb:
+    """Imports the module behind a verb."""
+    module: Any = importlib.import_module(VERBS[name][0])
+    return module

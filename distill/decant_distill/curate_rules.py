@@ -1,0 +1,181 @@
+"""The rules of curation: each takes the labels that are left and says which it drops and why."""
+
+from collections import Counter, defaultdict
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from decant_distill.labels import CUT, NO_ANSWER
+
+Keep = Literal["all", "majority", "verified"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Candidate:
+    """What the rules need to know of one label; texts are held as digests, so that a million fit in memory.
+
+    `question` is the digest of the normalised prompt, to compare with an evaluation set. `is_right` compares
+    with gold and is None where there is none. Equal answers of one prompt are spelled alike.
+    """
+
+    line: int
+    key: str | None
+    prompt: bytes | None
+    question: bytes | None
+    completion: bytes | None
+    answer: str | None
+    is_right: bool | None
+    error_class: str | None
+    error: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class Drop:
+    """One label that a rule dropped: its line in the label file, and why."""
+
+    line: int
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Rule:
+    """A named rule; `drops` sees only what the rules before it left."""
+
+    name: str
+    what: str
+    drops: Callable[[Sequence[Candidate]], Iterable[Drop]]
+
+
+@dataclass(frozen=True, slots=True)
+class Tally:
+    """The votes on one prompt: how many samples were drawn, failed ones included, and who got how many."""
+
+    drawn: int
+    votes: Mapping[str, int]
+
+    def share(self, answer: str) -> float:
+        """The part of all drawn samples that gave this answer."""
+        return self.votes.get(answer, 0) / self.drawn
+
+    @property
+    def winner(self) -> str | None:
+        """The answer with more votes than any other, or None for a tie."""
+        ranked = sorted(self.votes.items(), key=lambda item: -item[1])
+        is_clear = ranked and (len(ranked) == 1 or ranked[0][1] > ranked[1][1])
+        return ranked[0][0] if is_clear else None
+
+
+def tally_votes(candidates: Iterable[Candidate]) -> dict[bytes, Tally]:
+    """The votes per prompt. A label that stands under two row ids is one request, and votes once."""
+    drawn: dict[bytes, set[str]] = defaultdict(set)
+    votes: dict[bytes, Counter[str]] = defaultdict(Counter)
+    for candidate in candidates:
+        if candidate.prompt is None or candidate.key is None or candidate.key in drawn[candidate.prompt]:
+            continue
+        drawn[candidate.prompt].add(candidate.key)
+        if candidate.error_class is None and candidate.answer is not None:
+            votes[candidate.prompt][candidate.answer] += 1
+    return {prompt: Tally(len(keys), votes[prompt]) for prompt, keys in drawn.items()}
+
+
+def usable_rules() -> list[Rule]:
+    """What drops labels that are none: failed requests, cut answers, answers without a marker."""
+
+    def is_failed(candidate: Candidate) -> bool:
+        return candidate.error_class not in (None, CUT, NO_ANSWER)
+
+    return [
+        _by_error("failed", "the request failed or the row could not be asked", is_failed),
+        _by_error("cut", "the answer was cut at max_tokens", lambda candidate: candidate.error_class == CUT),
+        _by_error("no_answer", "no answer marker", lambda candidate: candidate.error_class == NO_ANSWER),
+    ]
+
+
+def decontamination_rule(questions: Collection[bytes]) -> Rule:
+    """Drops prompts that stand in the evaluation set."""
+
+    def drops(candidates: Sequence[Candidate]) -> Iterable[Drop]:
+        for candidate in candidates:
+            if candidate.question in questions:
+                yield Drop(candidate.line, "its prompt stands in the evaluation set")
+
+    return Rule("decontamination", "the prompt stands in the evaluation set", drops)
+
+
+def vote_rule(tallies: Mapping[bytes, Tally], *, min_votes: int) -> Rule:
+    """Keeps only what the samples of a prompt agree on: the most frequent answer, if it has enough votes."""
+
+    def reason(candidate: Candidate) -> str | None:
+        assert candidate.prompt is not None
+        assert candidate.answer is not None
+        tally = tallies[candidate.prompt]
+        votes = tally.votes[candidate.answer]
+        if tally.winner is None:
+            return f"a tie: no answer of its prompt has more votes than all others ({tally.drawn} samples)"
+        if candidate.answer != tally.winner:
+            return f"{votes} of {tally.drawn} votes; {tally.winner!r} has {tally.votes[tally.winner]}"
+        if votes < min_votes:
+            return f"{votes} of {tally.drawn} votes, fewer than {min_votes}"
+        return None
+
+    def drops(candidates: Sequence[Candidate]) -> Iterable[Drop]:
+        return (Drop(one.line, why) for one in candidates if (why := reason(one)))
+
+    return Rule("vote", f"not the most frequent answer of its prompt, or fewer than {min_votes} votes", drops)
+
+
+def verified_rule() -> Rule:
+    """Keeps only answers that equal gold."""
+
+    def drops(candidates: Sequence[Candidate]) -> Iterable[Drop]:
+        for candidate in candidates:
+            if not candidate.is_right:
+                known = candidate.is_right is not None
+                yield Drop(candidate.line, "the answer is not gold" if known else "the row has no gold")
+
+    return Rule("verified", "the answer does not equal gold", drops)
+
+
+def duplicate_rule() -> Rule:
+    """Drops the second and later labels with the same prompt and the same completion."""
+
+    def drops(candidates: Sequence[Candidate]) -> Iterable[Drop]:
+        first: dict[tuple[bytes | None, bytes | None], int] = {}
+        for candidate in candidates:
+            line = first.setdefault((candidate.prompt, candidate.completion), candidate.line)
+            if line != candidate.line:
+                yield Drop(candidate.line, f"the same prompt and completion as line {line}")
+
+    return Rule("duplicate", "the same prompt and completion as an earlier label", drops)
+
+
+def cap_rule(most: int) -> Rule:
+    """Keeps the first `most` labels of each prompt."""
+
+    def drops(candidates: Sequence[Candidate]) -> Iterable[Drop]:
+        kept: Counter[bytes | None] = Counter()
+        for candidate in candidates:
+            kept[candidate.prompt] += 1
+            if kept[candidate.prompt] > most:
+                yield Drop(candidate.line, f"its prompt has {most} already")
+
+    return Rule("cap", f"more than {most} for one prompt", drops)
+
+
+def apply_rules(candidates: Sequence[Candidate], rules: Sequence[Rule]) -> dict[str, dict[int, str]]:
+    """Runs the rules in order; per rule, the dropped lines with their reasons, in file order."""
+    dropped: dict[str, dict[int, str]] = {}
+    left = list(candidates)
+    for rule in rules:
+        dropped[rule.name] = {drop.line: drop.reason for drop in rule.drops(left)}
+        left = [candidate for candidate in left if candidate.line not in dropped[rule.name]]
+    return dropped
+
+
+def _by_error(name: str, what: str, matches: Callable[[Candidate], bool]) -> Rule:
+    def drops(candidates: Sequence[Candidate]) -> Iterable[Drop]:
+        for candidate in candidates:
+            if matches(candidate):
+                yield Drop(candidate.line, f"{candidate.error_class}: {candidate.error}")
+
+    return Rule(name, what, drops)

@@ -1,0 +1,78 @@
+"""What `decant train` can be told."""
+
+from typing import Literal
+
+from pydantic import Field, field_validator
+
+from decant.config import Config, InputPath, OutputPath
+from decant.task import Placement, TaskConfig
+
+ALL_LINEAR = "all-linear"
+
+
+class TrainConfig(Config):
+    """A student, the rows it learns from, and how."""
+
+    base: InputPath = Field(description="Hugging Face folder of the student before training")
+    data: InputPath = Field(description="curated rows, JSONL with prompt, answer and reasoning")
+    output: OutputPath = Field(description="folder for the adapter, or for the model with method full")
+    method: Literal["qlora", "lora", "full"] = Field(
+        default="qlora",
+        description="adapters over an NF4 base, adapters over the base as it is, or all weights",
+    )
+    placement: Placement = Field(default="rationale_then_answer", description="where the rationale stands")
+    token_budget: int | None = Field(
+        default=None, ge=1, description="stop after this many tokens, without padding; if not set, epochs"
+    )
+    epochs: float = Field(default=3.0, gt=0, description="passes over the rows where no token_budget is set")
+    batch_tokens: int = Field(default=8192, ge=1, description="most tokens in one step, padding included")
+    learning_rate: float = Field(
+        default=2e-4, gt=0, description="highest learning rate, falling to 0 by a cosine"
+    )
+    warmup_ratio: float = Field(
+        default=0.03, ge=0, lt=1, description="share of the steps over which it rises"
+    )
+    weight_decay: float = Field(default=0.0, ge=0, description="decoupled weight decay")
+    max_grad_norm: float = Field(
+        default=1.0, gt=0, description="longest gradient; a longer one is scaled down"
+    )
+    lora_r: int = Field(default=32, ge=1, description="rank of the adapters")
+    lora_alpha: int = Field(default=64, ge=1, description="adapters are scaled by lora_alpha / lora_r")
+    lora_dropout: float = Field(default=0.0, ge=0, lt=1, description="dropout in front of the adapters")
+    targets: tuple[str, ...] = Field(
+        default=(ALL_LINEAR,), description="names of the linear layers that get an adapter"
+    )
+    compute_dtype: Literal["bfloat16", "float32"] = Field(
+        default="bfloat16",
+        description="type of the frozen weights and the products; adapters are float32 always",
+    )
+    max_length: int | None = Field(
+        default=None,
+        ge=8,
+        description="longest row in tokens, the student's own context if shorter or not set",
+    )
+    max_overlong_share: float = Field(
+        default=0.05,
+        ge=0,
+        le=1,
+        description="share of the rows that may be longer (they are dropped and counted)",
+    )
+    length_bucketing: bool = Field(default=True, description="batch rows of similar length: less padding")
+    seed: int = Field(default=0, ge=0, description="of the batch order, the adapters' start and dropout")
+    save_every_steps: int = Field(default=100, ge=1, description="steps between checkpoints")
+    golden_rows: int = Field(default=8, ge=1, description="golden prompts that later stages must reproduce")
+    golden_tokens: int = Field(default=96, ge=1, description="longest golden answer, in tokens")
+    threads: int | None = Field(default=None, ge=1, description="CPU threads, torch's choice if not set")
+    task: TaskConfig = Field(default_factory=TaskConfig, description="how answers are marked")
+
+    @field_validator("targets")
+    @classmethod
+    def _names_or_all(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        if not value or (ALL_LINEAR in value and len(value) > 1):
+            raise ValueError(f'must name layers, or be ["{ALL_LINEAR}"] alone')
+        return value
+
+    def identity(self) -> dict[str, object]:
+        """The settings that decide what is learned: a checkpoint may only be resumed where they are equal."""
+        without = {"output", "base", "data", "save_every_steps", "golden_rows", "golden_tokens", "threads"}
+        return self.model_dump(mode="json", exclude=without)

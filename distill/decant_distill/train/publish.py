@@ -1,0 +1,61 @@
+"""The trained student as an artifact: weights, tokenizer, chat template, manifest with golden prompts."""
+
+import os
+from typing import Any
+
+from decant.artifact import write_manifest
+from decant.files import folder_aside
+from decant.golden import GoldenSet
+from decant_distill.train.config import TrainConfig
+from decant_distill.train.student import tidy_generation
+
+
+def publish_student(
+    model: Any,
+    tokenizer: Any,
+    *,
+    config: TrainConfig,
+    base_sha256: str,
+    golden: GoldenSet,
+    training: dict[str, Any],
+) -> None:
+    """Writes the student as an artifact, whole or not at all: an adapter, or a model if all weights learned.
+
+    An adapter's manifest says where its base is, from the root and seen from the adapter, and its hash.
+    """
+    adapter = config.method != "full"
+    with folder_aside(config.output) as folder:
+        if adapter:
+            model.save_pretrained(str(folder), save_embedding_layers=False)
+            # A template of a model card, filled with nothing but this machine's paths.
+            (folder / "README.md").unlink(missing_ok=True)
+        else:
+            tidy_generation(model, tokenizer)
+            model.save_pretrained(str(folder))
+        tokenizer.save_pretrained(str(folder))
+        for path in folder.iterdir():
+            path.chmod(0o644)  # safetensors are written for their owner alone
+        write_manifest(
+            folder,
+            name=config.output.name,
+            kind="adapter" if adapter else "hf",
+            method=config.method,
+            parent=config.base,
+            golden=golden,
+            details={
+                "base": str(config.base.absolute()) if adapter else None,
+                "base_sha256": base_sha256,
+                "recipe": config.model_dump(mode="json"),
+                "training": training,
+                "measurements": _base_measurements(config) if adapter else {},
+            },
+        )
+
+
+def _base_measurements(config: TrainConfig) -> dict[str, Any]:
+    """What an adapter cannot do without: its base's size, and where it lies seen from the adapter."""
+    size_bytes = sum(path.stat().st_size for path in config.base.glob("*.safetensors"))
+    return {
+        "base_size_bytes": size_bytes,
+        "base_relative": os.path.relpath(config.base.absolute(), config.output.absolute()),
+    }

@@ -1,0 +1,1 @@
+"""Checkpoints made smaller: `decant quantize` and the methods behind it."""

@@ -1,0 +1,70 @@
+"""What a quantization method offers, and the table of those there are."""
+
+import importlib
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+from decant.artifact import Kind
+from decant.config import nearest
+
+
+@dataclass(frozen=True, slots=True)
+class Written:
+    """What a method made. `notes` are the things a user should know, one sentence each."""
+
+    kind: Kind
+    measurements: Mapping[str, Any] = field(default_factory=dict[str, Any])
+    notes: tuple[str, ...] = ()
+
+
+class Prepared(Protocol):
+    """A checkpoint that was read, checked and planned; writing it is all that is left."""
+
+    @property
+    def size_bytes(self) -> int:
+        """Bytes that `write` will need on disk, a little more rather than less."""
+        ...
+
+    def write(self, folder: Path) -> Written:
+        """Writes the artifact's files, but no manifest, into an empty folder."""
+        ...
+
+
+class Method(Protocol):
+    """One way of making a checkpoint smaller."""
+
+    def prepare(self, model: Path) -> Prepared:
+        """Reads a Hugging Face model folder; QuantizeError, before any work, for what it cannot convert."""
+        ...
+
+
+_GGUF = "decant_quant.methods.gguf_method:build"
+
+# name -> "module:factory"; the factory takes the name's part after the colon.
+METHODS: Mapping[str, str] = {
+    "gguf:F32": _GGUF,
+    "gguf:BF16": _GGUF,
+    "gguf:F16": _GGUF,
+    "gguf:Q8_0": _GGUF,
+    "gguf:Q5_1": _GGUF,
+    "gguf:Q5_0": _GGUF,
+    "gguf:Q4_1": _GGUF,
+    "gguf:Q4_0": _GGUF,
+}
+
+
+def check_name(name: str) -> str:
+    """The method's name as the table spells it; ValueError offers the nearest one."""
+    by_lower = {known.lower(): known for known in METHODS}
+    if name.lower() not in by_lower:
+        raise ValueError(f"no such method: {name}{nearest(name, list(METHODS))}")
+    return by_lower[name.lower()]
+
+
+def build_method(name: str) -> Method:
+    """The method behind a name of the table, as `check_name` spells it."""
+    module, _, factory = METHODS[name].partition(":")
+    method: Method = vars(importlib.import_module(module))[factory](name.partition(":")[2])
+    return method

@@ -1,0 +1,1 @@
+"""The quantization methods; each is imported only when it is chosen."""

@@ -1,0 +1,1 @@
+"""The gateway and the engines behind it: an OpenAI-compatible endpoint for one model."""

@@ -1,0 +1,171 @@
+"""A request body becomes a validated call, or a 4xx that names the parameter at fault."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal, NoReturn
+
+from pydantic import ValidationError
+
+from decant.wire import ChatRequest, CompletionRequest
+from decant_serve.openai_errors import refusal, unknown_model
+
+Route = Literal["chat", "completions"]
+
+PATHS: Mapping[Route, str] = {"chat": "/v1/chat/completions", "completions": "/v1/completions"}
+
+_MODELS: Mapping[Route, type[ChatRequest] | type[CompletionRequest]] = {
+    "chat": ChatRequest,
+    "completions": CompletionRequest,
+}
+# What every engine has, and labels that ask for nothing.
+_ALWAYS = frozenset(
+    {
+        "model",
+        "messages",
+        "prompt",
+        "stream",
+        "stream_options",
+        "user",
+        "safety_identifier",
+        "prompt_cache_key",
+    }
+)
+# What OpenAI documents, with the values that change nothing: these are taken even from an engine without it.
+_NEUTRAL: Mapping[str, tuple[Any, ...]] = {
+    "audio": (),
+    "best_of": (1,),
+    "echo": (False,),
+    "frequency_penalty": (0,),
+    "function_call": ("none",),
+    "functions": ([],),
+    "logit_bias": ({},),
+    "logprobs": (False,),
+    "max_completion_tokens": (),
+    "max_tokens": (),
+    "metadata": ({},),
+    "modalities": (["text"],),
+    "n": (1,),
+    "parallel_tool_calls": (True, False),
+    "prediction": (),
+    "presence_penalty": (0,),
+    "reasoning_effort": (),
+    "response_format": ({"type": "text"},),
+    "seed": (),
+    "service_tier": ("auto", "default"),
+    "stop": ([], ""),
+    "store": (False,),
+    "suffix": ("",),
+    "temperature": (),
+    "tool_choice": ("none", "auto"),
+    "tools": ([],),
+    "top_logprobs": (0,),
+    "top_p": (),
+    "verbosity": (),
+    "web_search_options": (),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Features:
+    """What an engine honours: parameter names per route, beside those that every engine has.
+
+    `takes_anything` is for a remote endpoint, which judges for itself. With `usage_chunk` the engine ends a
+    stream with a usage chunk when `stream_options.include_usage` asks for it.
+    """
+
+    chat: frozenset[str]
+    completions: frozenset[str]
+    takes_anything: bool = False
+    usage_chunk: bool = True
+
+    def parameters(self, route: Route) -> frozenset[str]:
+        """The names honoured on one route."""
+        return self.chat if route == "chat" else self.completions
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """One validated request: as sent, and as read."""
+
+    route: Route
+    raw: bytes
+    body: dict[str, Any]
+    request: ChatRequest | CompletionRequest
+
+
+def read_call(route: Route, raw: bytes, *, model: str, engine: str, features: Features) -> Call:
+    """Checks a body for the served `model`; ApiFault for what is malformed, unknown or unsupported."""
+    body = _parse(raw)
+    if not isinstance(body.get("model"), str):
+        raise refusal("you must provide a model parameter", param="model", code="missing_required_parameter")
+    if body["model"] != model:
+        raise unknown_model(body["model"], model)
+    if not features.takes_anything:
+        for name, value in body.items():
+            _check_parameter(name, value, route=route, engine=engine, features=features)
+    try:
+        request = _MODELS[route].model_validate(body, strict=True)
+    except ValidationError as error:
+        _refuse(error)
+    if not features.takes_anything:
+        _check_texts(request)
+    return Call(route, raw, body, request)
+
+
+def _parse(raw: bytes) -> dict[str, Any]:
+    try:
+        body = json.loads(raw, parse_constant=_no_constant)
+    except (ValueError, RecursionError) as error:
+        raise refusal(f"the body is not JSON: {error}", code="invalid_json") from None
+    if not isinstance(body, dict):
+        raise refusal("the body must be a JSON object", code="invalid_json")
+    return body
+
+
+def _no_constant(name: str) -> NoReturn:
+    raise ValueError(f"{name} is not JSON")
+
+
+def _check_parameter(name: str, value: Any, *, route: Route, engine: str, features: Features) -> None:
+    if value is None or name in _ALWAYS or name in features.parameters(route):
+        return
+    if name not in _NEUTRAL:
+        raise refusal(f"Unrecognized request argument supplied: {name}", param=name, code="unknown_parameter")
+    # In Python True == 1, and `n: true` is not `n: 1`.
+    if any(value == same and isinstance(value, bool) == isinstance(same, bool) for same in _NEUTRAL[name]):
+        return
+    given = json.dumps(value)[:60]
+    message = f"the {engine} engine does not support {name}={given} on {PATHS[route]}"
+    raise refusal(message, param=name, code="unsupported_parameter")
+
+
+def _refuse(error: ValidationError) -> NoReturn:
+    first = error.errors()[0]
+    # Of a union, pydantic adds which member it tried: only the client's own path is of use to the client.
+    path = [str(part) for part in first["loc"] if isinstance(part, int) or part.isidentifier()]
+    where = ".".join(path[:1] if first["loc"][0] in ("stop", "prompt") else path)
+    missing = first["type"] == "missing"
+    code = "missing_required_parameter" if missing else "invalid_value"
+    raise refusal(f"{where}: {first['msg']}", param=where, code=code) from None
+
+
+def _check_texts(request: ChatRequest | CompletionRequest) -> None:
+    if request.token_limit == 0:
+        raise refusal("max_tokens: must be at least 1", param="max_tokens", code="invalid_value")
+    if isinstance(request, CompletionRequest):
+        return
+    for index, message in enumerate(request.messages):
+        try:
+            message.text().encode()
+        except UnicodeEncodeError:
+            fault = "its text holds a lone surrogate, which is not Unicode text"
+            raise refusal(f"messages.{index}: {fault}", param="messages", code="invalid_value") from None
+        except ValueError as error:
+            raise refusal(f"messages.{index}: {error}", param="messages", code="invalid_value") from None
+
+
+def with_usage_chunk(body: Mapping[str, Any]) -> dict[str, Any]:
+    """The same streaming request, asking for the usage chunk that timing needs."""
+    options = body.get("stream_options") or {}
+    return {**body, "stream_options": {**options, "include_usage": True}}

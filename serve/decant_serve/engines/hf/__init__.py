@@ -1,0 +1,1 @@
+"""The transformers engine's own process: loading, batched decoding, and the HTTP app around it."""

@@ -1,0 +1,108 @@
+"""Hugging Face checkpoints and PEFT adapters, in a child process of ours: the reference engine."""
+
+import importlib.util
+import json
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import httpx
+
+from decant.errors import MissingExtraError
+from decant.golden import Observation
+from decant_serve.calls import Features
+from decant_serve.engines.local import HOST, ask, is_healthy
+from decant_serve.engines.protocol import EngineDescription, EngineSettings, Launch, Upstream
+
+OBSERVE_PATH = "/decant/observe"
+
+_SAMPLING = frozenset({"temperature", "top_p", "seed", "stop", "max_tokens", "n", "logprobs"})
+FEATURES = Features(chat=_SAMPLING | {"max_completion_tokens", "top_logprobs"}, completions=_SAMPLING)
+
+
+@dataclass(frozen=True, slots=True)
+class ModelSettings:
+    """What the child loads. `base` and `nf4` are for adapters; `dtype` None takes the checkpoint's own."""
+
+    path: str
+    base: str | None
+    dtype: str | None
+    nf4: bool
+    name: str
+    socket: str
+    threads: int
+    context: int
+    parallel: int
+
+
+def build(settings: EngineSettings) -> "Transformers":
+    """The engine for a checkpoint or adapter folder; MissingExtraError without its libraries."""
+    model = as_in_training(settings)
+    needed = [
+        "torch",
+        "transformers",
+        *(["peft"] if model.base else []),
+        *(["bitsandbytes"] if model.nf4 else []),
+    ]
+    for package in needed:
+        if importlib.util.find_spec(package) is None:
+            raise MissingExtraError(package, "transformers")
+    return Transformers(model)
+
+
+def as_in_training(settings: EngineSettings) -> ModelSettings:
+    """What to load and how: an adapter answers like the student only over a base loaded as in training."""
+    target = settings.target
+    assert target.path is not None
+    trained = target.manifest if target.base else None
+    return ModelSettings(
+        path=str(target.path),
+        base=str(target.base) if target.base else None,
+        dtype=trained.recipe.get("compute_dtype") if trained else None,
+        nf4=trained is not None and trained.method == "qlora",
+        name=target.name,
+        socket=str(settings.socket),
+        threads=settings.threads,
+        context=settings.context,
+        parallel=settings.parallel,
+    )
+
+
+class Transformers:
+    """Batched decoding of any causal language model that transformers can load."""
+
+    def __init__(self, model: ModelSettings) -> None:
+        self.model = model
+
+    def describe(self) -> EngineDescription:
+        """What it loads, and in which numbers."""
+        details = {"dtype": self.model.dtype or "as saved", "nf4": self.model.nf4}
+        return EngineDescription("transformers", Upstream(HOST, Path(self.model.socket)), FEATURES, details)
+
+    def launch(self) -> Launch:
+        """A process of its own, so that a crash in native code leaves the gateway alone."""
+        threads = str(self.model.threads)
+        environment = {
+            "OMP_NUM_THREADS": threads,
+            "MKL_NUM_THREADS": threads,
+            "TOKENIZERS_PARALLELISM": "false",
+        }
+        command = (sys.executable, "-m", "decant_serve.engines.hf.app", json.dumps(asdict(self.model)))
+        return Launch(command, environment)
+
+    async def is_ready(self, client: httpx.AsyncClient) -> bool:
+        """It listens once the model is loaded."""
+        return await is_healthy(client)
+
+    async def observe(
+        self, client: httpx.AsyncClient, messages: Sequence[Mapping[str, str]], max_tokens: int
+    ) -> Observation:
+        """Asks the child, which decodes it like any other request."""
+        body = {"messages": [dict(message) for message in messages], "max_tokens": max_tokens}
+        return Observation.model_validate(await ask(client, OBSERVE_PATH, body))
+
+    def prepare(self, body: Mapping[str, Any]) -> Mapping[str, Any]:
+        """Taken as it is."""
+        return body

@@ -1,0 +1,28 @@
+"""The parity guard at start-up: the artifact's golden prompts, answered by the engine that will serve it."""
+
+import httpx
+
+from decant.artifact import Manifest
+from decant.golden import TOLERANCES, GoldenReport, Tolerance, compare
+from decant_serve.engines.protocol import Engine
+
+STAGE = "served"
+
+# By manifest method; whatever is not listed is stored in 16 bits or more.
+_PRECISIONS = {"gguf:Q8_0": "q8", "gguf:Q4_0": "q4"}
+
+
+async def check_golden(engine: Engine, client: httpx.AsyncClient, manifest: Manifest | None) -> GoldenReport:
+    """Re-runs the golden prompts, one at a time; a report of nothing checked for a model that has none."""
+    golden = manifest.golden if manifest else None
+    if manifest is None or golden is None:
+        return GoldenReport(
+            stage=STAGE, checked=0, breaks=(), max_logprob_gap=0.0, mean_logprob_gap=0.0, flips=0
+        )
+    seen = [await engine.observe(client, prompt.messages, golden.max_tokens) for prompt in golden.prompts]
+    return compare(golden, seen, stage=STAGE, tolerance=tolerance_for(manifest.method))
+
+
+def tolerance_for(method: str) -> Tolerance:
+    """How far an artifact made by `method` may drift from what training recorded."""
+    return TOLERANCES[_PRECISIONS.get(method, "bf16")]

@@ -1,0 +1,75 @@
+"""A student base of a few thousand weights and rows for it to learn from, made on the spot."""
+
+import json
+import random
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+
+def row(number: int, generator: random.Random) -> dict[str, Any]:
+    """One curated row of a little counting task."""
+    shown, steps = (
+        generator.randrange(10),
+        [generator.randrange(1, 9) for _ in range(generator.randrange(1, 5))],
+    )
+    value, reasoning = shown, [f"Start {shown}."]
+    for step in steps:
+        reasoning.append(f"{value} plus {step} is {(value + step) % 10}.")
+        value = (value + step) % 10
+    question = " ".join([f"It shows {shown}.", *(f"It goes up by {step}." for step in steps), "What now?"])
+    return {
+        "id": f"r{number}",
+        "prompt": [{"role": "user", "content": question}],
+        "reasoning": " ".join(reasoning),
+        "answer": str(value),
+    }
+
+
+@pytest.fixture(scope="session")
+def rows() -> list[dict[str, Any]]:
+    generator = random.Random(0)
+    return [row(number, generator) for number in range(200)]
+
+
+@pytest.fixture(scope="session")
+def curated(rows: list[dict[str, Any]], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The rows as a curated dataset file."""
+    path = tmp_path_factory.mktemp("curated") / "train.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+@pytest.fixture(scope="session")
+def student_base(rows: list[dict[str, Any]], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A Llama of 64 dimensions and two layers with random weights, and a tokenizer with a chat template."""
+    transformers = pytest.importorskip("transformers")
+    torch = pytest.importorskip("torch")
+    from decant_distill.demo.tokenizer import train_tokenizer
+
+    texts = (f"{row['prompt'][0]['content']} {row['reasoning']}\nAnswer: {row['answer']}" for row in rows)
+    tokenizer = train_tokenizer(texts)
+    config = transformers.LlamaConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=64,
+        intermediate_size=128,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        num_key_value_heads=2,
+        max_position_embeddings=256,
+        tie_word_embeddings=False,
+        bos_token_id=None,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+    )
+    folder = tmp_path_factory.mktemp("base") / "student-base"
+    torch.manual_seed(0)
+    model = transformers.LlamaForCausalLM(config)
+    with torch.no_grad():
+        # Every layer has its say and the answers are clear-cut: golden prompts have something to break.
+        for name, weight in model.named_parameters():
+            weight.mul_(20 if "lm_head" in name else 5 if weight.dim() == 2 else 1)
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder

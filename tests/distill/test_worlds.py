@@ -1,0 +1,190 @@
+"""The bundled worlds: chance levels, rationales, splits, tokenizer, and the weights that ship."""
+
+import json
+import random
+import re
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from decant.config import Config
+from decant_distill.demo import counter, swap
+from decant_distill.demo.language import noisy_completion
+from decant_distill.demo.problem import WORLDS, Problem, Split, World, split_of
+from decant_distill.demo.problems import ProblemsConfig, draw_split, run
+from decant_distill.demo.tokenizer import train_tokenizer
+
+WEIGHTS = Path(counter.__file__).parent / "weights"
+MODULES = {"counter": counter, "swap": swap}
+
+
+def draw_problems(world: World, count: int, *, split: Split = "train", seed: int = 0) -> list[Problem]:
+    rng = random.Random(seed)
+    module = MODULES[world]
+    return [module.draw(rng, length=rng.randint(module.MIN_LENGTH, module.MAX_LENGTH), split=split) for _ in range(count)]
+
+
+def solve_counter(prompt: str) -> str:
+    """An evaluator of its own, that knows words and nothing of the generator."""
+    opening, *steps = prompt.split(". ")
+    digit = int(re.findall(r"\d", opening)[0])
+    for step in steps[:-1]:
+        amount = int(re.findall(r"\d", step)[0])
+        if re.search(r"multipl|scale", step):
+            digit *= amount
+        else:
+            digit += amount if re.search(r"\bup\b|rise|add|gain", step) else -amount
+    return str(digit % 10)
+
+
+def solve_swap(prompt: str) -> str:
+    """The same for swaps: moves all five things, not only the one asked for."""
+    holder = dict(re.findall(r"(\w+) with (\w+)", prompt.split(".")[0]))
+    for step in prompt.split(". ")[1:-1]:
+        first, second = [word for word in re.findall(r"[A-Z]\w+", step)[1:] if word in holder.values()]
+        holder = {colour: {first: second, second: first}.get(name, name) for colour, name in holder.items()}
+    question = prompt.rsplit(". ", 1)[1]
+    return next(name for colour, name in holder.items() if re.search(rf"\b{colour}\b", question))
+
+
+SOLVERS = {"counter": solve_counter, "swap": solve_swap}
+
+
+@pytest.mark.parametrize("world", WORLDS)
+@pytest.mark.parametrize("split", ["train", "dev", "test"])
+def test_gold_answers_are_what_the_prompt_says(world: World, split: Split) -> None:
+    for problem in draw_problems(world, 150, split=split):
+        assert SOLVERS[world](problem.prompt) == problem.answer
+
+
+@pytest.mark.parametrize("world", WORLDS)
+def test_a_rationale_has_a_clause_per_step_and_ends_at_the_answer(world: World) -> None:
+    for problem in draw_problems(world, 100):
+        clauses = problem.reasoning.rstrip(".").split(". ")
+        assert len(clauses) == problem.length + 1
+        assert clauses[-1].split()[-1] == problem.answer
+        assert problem.completion() == f"{problem.reasoning}\nAnswer: {problem.answer}"
+
+
+def test_every_clause_of_a_counter_rationale_computes() -> None:
+    signs = {"plus": "+", "minus": "-", "times": "*"}
+    for problem in draw_problems("counter", 100):
+        digit = int(re.findall(r"Start (\d)", problem.reasoning)[0])
+        for action, amount, after in re.findall(r"(plus|minus|times) (\d) is (\d)", problem.reasoning):
+            digit = eval(f"{digit} {signs[action]} {amount}") % 10
+            assert digit == int(after)
+
+
+@pytest.mark.parametrize(("world", "chance"), [("counter", 0.1), ("swap", 0.2)])
+def test_a_constant_guess_is_at_chance(world: World, chance: float) -> None:
+    count = 3000
+    problems = draw_problems(world, count)
+    if world == "counter":
+        shares = [share / count for share in Counter(problem.answer for problem in problems).values()]
+    else:
+        places = Counter(re.findall(r"with (\w+)", problem.prompt).index(problem.answer) for problem in problems)
+        shares = [share / count for share in places.values()]
+    assert len(shares) == round(1 / chance)
+    assert all(abs(share - chance) < 4 * (chance * (1 - chance) / count) ** 0.5 for share in shares)
+
+
+def test_multipliers_keep_every_answer_possible() -> None:
+    used = {amount for p in draw_problems("counter", 300) for amount in re.findall(r"times (\d)", p.reasoning)}
+    assert used == {"3", "7", "9"}
+    assert all(sorted(counter.apply(digit, "times", int(k)) for digit in range(10)) == list(range(10)) for k in used)
+
+
+@pytest.mark.parametrize("world", WORLDS)
+def test_no_chain_is_in_two_splits_and_no_prompt_twice_in_one(world: World) -> None:
+    config = ProblemsConfig(output_folder=Path("unused"), world=world)
+    chains: dict[Split, set[tuple[str, ...]]] = {}
+    for split in ("train", "dev", "test"):
+        problems = draw_split(config, split=split, count=300).problems
+        assert len({problem.prompt for problem in problems}) == 300
+        assert all(split_of(world, problem.operations) == split for problem in problems)
+        chains[split] = {problem.operations for problem in problems}
+    assert not (chains["train"] & chains["test"] or chains["train"] & chains["dev"] or chains["dev"] & chains["test"])
+
+
+def test_a_length_out_of_chains_gives_new_wordings_and_counts_them() -> None:
+    config = ProblemsConfig(output_folder=Path("unused"), world="swap", min_length=2, max_length=2)
+    drawn = draw_split(config, split="test", count=60)
+    chains = {problem.operations for problem in drawn.problems}
+    assert drawn.repeated_chains == 60 - len(chains) > 0
+    assert len({problem.prompt for problem in drawn.problems}) == 60
+
+
+@pytest.mark.parametrize("world", WORLDS)
+def test_held_out_phrasings_never_occur_in_training(world: World) -> None:
+    def shapes(split: Split) -> set[str]:
+        sentences = " ".join(problem.prompt for problem in draw_problems(world, 800, split=split)).split(". ")
+        ordinals = "First|Second|Third|Fourth|Fifth|Sixth|Seventh|Eighth|Ninth|Tenth"
+        steps = (re.sub(rf"^({ordinals}) ", "", s) for s in sentences if re.match(ordinals, s))
+        return {re.sub(r"\d|[A-Z]\w+", "_", step) for step in steps}
+
+    train, test = shapes("train"), shapes("test")
+    assert train < test
+    held_out = len(test - train)
+    assert held_out == (9 if world == "counter" else 4)
+
+
+def test_the_same_seed_writes_the_same_files_and_a_longer_file_begins_the_same(tmp_path: Path) -> None:
+    def written(folder: str, **changes: Any) -> list[str]:
+        settings: dict[str, Any] = {"world": "both", "train_count": 20, "dev_count": 4, "test_count": 4, **changes}
+        run(ProblemsConfig(output_folder=tmp_path / folder, **settings))
+        return [(tmp_path / folder / f"{split}.jsonl").read_text() for split in ("train", "dev", "test")]
+
+    first = written("a")
+    assert written("b") == first
+    assert written("c", seed=1)[0] != first[0]
+    assert written("d", train_count=30)[0].startswith(first[0])
+    row = json.loads(first[0].splitlines()[0])
+    assert set(row) == {"id", "prompt", "gold", "group", "length", "reasoning"}
+
+
+def test_the_problems_stage_is_configured_like_every_other() -> None:
+    assert issubclass(ProblemsConfig, Config)
+    with pytest.raises(ValueError, match="min_length 5 is above max_length 3"):
+        ProblemsConfig(output_folder=Path("x"), min_length=5, max_length=3)
+
+
+@pytest.mark.parametrize(("world", "chance"), [("counter", 0.1), ("swap", 0.2)])
+def test_the_language_corpus_holds_no_answers(world: World, chance: float) -> None:
+    rng = random.Random(1)
+    problems = draw_problems(world, 2000)
+    texts = [noisy_completion(problem, rng=rng) for problem in problems]
+    answers = [re.findall(r"Answer: (\w+)", text)[0] for text in texts]
+    right = sum(answer == problem.answer for answer, problem in zip(answers, problems, strict=True)) / len(problems)
+    assert abs(right - chance) < 4 * (chance * (1 - chance) / len(problems)) ** 0.5
+
+
+@pytest.fixture(scope="module")
+def tokenizer() -> Any:
+    problems = [problem for world in WORLDS for split in ("train", "dev") for problem in draw_problems(world, 600, split=split)]
+    return train_tokenizer([text for problem in problems for text in (problem.prompt, problem.completion())])
+
+
+def test_words_and_digits_are_single_tokens(tokenizer: Any) -> None:
+    assert len(tokenizer) % 64 == 0
+    for world in WORLDS:
+        for problem in draw_problems(world, 30, split="test"):
+            words = re.findall(r" \w+", problem.prompt + problem.completion())
+            assert all(len(tokenizer.encode(word)) == 1 for word in words)
+    assert len(tokenizer.encode(" 1234")) == 4
+    assert all(len(tokenizer.encode(str(digit))) == 1 for digit in range(10))
+
+
+def test_any_text_survives_the_tokenizer(tokenizer: Any) -> None:
+    for text in ("naïve café, 12 + 34 = 46", "日本語 🙂\u200d\t\r\n  two  spaces", "\x00\x7f\u00ad", "It's  7 .", ""):
+        assert tokenizer.decode(tokenizer.encode(text)) == text
+
+
+def test_the_rendered_prompt_begins_the_whole_conversation(tokenizer: Any) -> None:
+    messages = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Who has the red hat?"}]
+    prompt = tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
+    whole = tokenizer.apply_chat_template([*messages, {"role": "assistant", "content": "Answer: Ann"}], tokenize=False)
+    assert prompt == "<|system|>Be brief.<|end|><|user|>Who has the red hat?<|end|><|assistant|>"
+    assert whole == f"{prompt}Answer: Ann<|end|>"
+    assert tokenizer(whole)["input_ids"][: len(tokenizer(prompt)["input_ids"])] == tokenizer(prompt)["input_ids"]
