@@ -66,6 +66,6 @@ endef
 $(BIN)/pip:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null \
 	  || { echo "decant: needs Python 3.11 or newer, $(PYTHON) is not; name one: make PYTHON=python3.12" >&2; exit 1; }
-	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null \
+	@$(PYTHON) -c 'import venv; from ensurepip import bootstrap' 2>/dev/null \
 	  || { echo "decant: $(PYTHON) cannot make virtual environments; run: apt install python3-venv" >&2; exit 1; }
 	@$(PYTHON) -m venv $(VENV)

@@ -148,6 +148,9 @@ def compare(
         if found:
             breaks.append(GoldenBreak(stage=stage, kind=found[0], prompt_index=index, detail=found[1]))
     mean_gap = sum(gaps) / len(gaps) if gaps else 0.0
+    if not breaks and not gaps and any(prompt.token_ids for prompt in golden.prompts):
+        detail = "no prompt's first token is the recorded one"
+        breaks.append(GoldenBreak(stage=stage, kind="weights", prompt_index=0, detail=detail))
     if not breaks and mean_gap > tolerance.mean_logprob_gap:
         detail = f"mean log-probability gap {mean_gap:.3f} nats, allowed {tolerance.mean_logprob_gap}"
         breaks.append(GoldenBreak(stage=stage, kind="weights", prompt_index=0, detail=detail))

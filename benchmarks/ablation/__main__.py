@@ -61,7 +61,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--output", type=Path, default=Path("benchmarks/results"), help="folder for the results"
     )
-    parser.add_argument("--max-tokens", type=int, default=160, help="longest answer of teacher and students")
+    parser.add_argument("--max-tokens", type=int, default=96, help="longest answer of teacher and students")
     parser.add_argument(
         "--set",
         action="append",

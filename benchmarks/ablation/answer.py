@@ -21,7 +21,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "--data", type=Path, required=True, help="dataset with prompt, gold and length (JSONL)"
     )
     parser.add_argument("--output", type=Path, required=True, help="predictions to write (JSONL)")
-    parser.add_argument("--max-tokens", type=int, default=160, help="longest answer")
+    parser.add_argument("--max-tokens", type=int, default=96, help="longest answer")
     parser.add_argument("--batch-rows", type=int, default=100, help="prompts at once")
     parser.add_argument("--threads", type=int, default=1, help="CPU threads")
     given = parser.parse_args(arguments)

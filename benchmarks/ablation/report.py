@@ -119,6 +119,7 @@ def _difference_to_dict(difference: PairedDifference) -> dict[str, Any]:
         "n": difference.n,
         "gained": difference.gained,
         "lost": difference.lost,
+        "method": difference.method,
     }
 
 
@@ -140,7 +141,7 @@ def _markdown(outcomes: Sequence[Outcome], experiment: Experiment, document: dic
             ],
             [_accuracy_row(_of(outcomes, world, arm)) for world, arm in _rows(outcomes)],
         ),
-        f"## Against {ARMS[experiment][0].name} (points, paired by problem, bootstrap over problems)",
+        f"## Against {ARMS[experiment][0].name} (points, paired by problem, mean of the seeds)",
         _table(
             ["world", "arm", "difference", "n"],
             [

@@ -39,7 +39,7 @@ def prepare_world(workshop: Workshop, world: str, *, changes: Sequence[str]) -> 
     asked = [f"world.name={world}", *changes, f"task.max_tokens={workshop.max_tokens}"]
     sets = [argument for change in asked for argument in ("--set", change)]
     command = [sys.executable, "-m", "decant", "run", str(_LABELS), "--set", f"workdir={folder}", *sets]
-    if subprocess.run(command, check=False).returncode:
+    if subprocess.run(command, preexec_fn=end_with_parent(), check=False).returncode:
         raise StageError(f"the labels of {world} could not be made; the same command goes on from there")
 
 

@@ -137,7 +137,7 @@ async def _replay(config: EvalConfig, questions: Questions) -> _Replayed:
         requests = [_request(config, endpoint.model, q.id, q.messages) for q in questions.asked]
         warmup = await _warm_up(config, client, endpoint.model, questions.asked)
         measured = await _measure(config, client, requests)
-        saturation = await _saturate(config, client, requests) if config.burst_requests else None
+        saturation = await _saturate(config, client, endpoint.model, questions.asked)
     return _Replayed(endpoint, warmup, measured, saturation)
 
 
@@ -181,15 +181,27 @@ async def _measure(
 
 
 async def _saturate(
-    config: EvalConfig, client: OpenAIClient, requests: Sequence[ReplayRequest]
-) -> Saturation:
+    config: EvalConfig, client: OpenAIClient, model: str, asked: Sequence[Question]
+) -> Saturation | None:
     n = config.burst_requests
-    burst = [ReplayRequest(f"burst-{i}", requests[i % len(requests)].body) for i in range(n)]
+    if not n:
+        return None
+    questions = _burst_questions(config, asked)
+    burst = [_request(config, model, f"burst-{i}", questions[i % len(questions)].messages) for i in range(n)]
     with Progress(n, unit="requests", label=f"eval {config.stage}: capacity") as progress:
         exchanges = await replay_closed(
             client, burst, clients=config.concurrency, on_done=lambda _: progress.advance(1)
         )
     return measure_saturation(exchanges, clients=config.concurrency)
+
+
+def _burst_questions(config: EvalConfig, asked: Sequence[Question]) -> Sequence[Question]:
+    """The dataset's rows after the limit where they suffice: the server cannot have cached their prompts."""
+    if config.limit is None:
+        return asked
+    more = read_questions(config.data, task=config.task, limit=config.limit + config.burst_requests)
+    fresh = more.asked[len(asked) :]
+    return fresh if len(fresh) == config.burst_requests else asked
 
 
 def _evaluation(config: EvalConfig, questions: Questions, replayed: _Replayed) -> Evaluation:

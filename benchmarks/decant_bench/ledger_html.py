@@ -33,7 +33,11 @@ _QUALITY: Columns = (
     ("agreement", "95% interval", lambda row: cells.share_cell(row.agreement)),
     ("paired change", "points, 95% interval", lambda row: cells.difference_cell(row.difference)),
     ("gained, lost", "exact McNemar", cells.change_cell),
-    ("against teacher", "points, 95% interval", lambda row: cells.against_teacher_cell(row.difference_to_teacher)),
+    (
+        "against teacher",
+        "points, 95% interval",
+        lambda row: cells.against_teacher_cell(row.difference_to_teacher),
+    ),
     ("allowance", "points", cells.allowance_cell),
     ("golden prompts", "as served", cells.golden_cell),
     ("completed", "requests", cells.requests_cell),

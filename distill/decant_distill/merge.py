@@ -8,7 +8,7 @@ import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from pydantic import Field
 
@@ -35,7 +35,7 @@ _NOT_TOKENIZER = (".safetensors", ".bin", "adapter_config.json", MANIFEST)
 class MergeConfig(Config):
     """An adapter and the model it becomes."""
 
-    positional = ("adapter",)
+    positional: ClassVar[tuple[str, ...]] = ("adapter",)
 
     adapter: InputPath = Field(description="adapter folder made by decant train")
     output: OutputPath = Field(description="folder for the merged model")
@@ -108,8 +108,8 @@ def _routes(manifest: Manifest) -> Iterator[Route]:
         yield "dequantized"
 
 
-def _rank(merged: _Merged) -> tuple[bool, int, float]:
-    return not merged.report.ok, merged.report.flips, merged.report.mean_logprob_gap
+def _rank(merged: _Merged) -> tuple[bool, float]:
+    return not merged.report.ok, merged.report.mean_logprob_gap
 
 
 def _merge(route: Route, base: Path, *, config: MergeConfig, manifest: Manifest) -> _Merged:
@@ -178,7 +178,7 @@ def _publish(config: MergeConfig, best: _Merged, reports: Mapping[str, GoldenRep
 
 def _summary(output: Path, best: _Merged, tried: Sequence[_Merged]) -> str:
     gaps = ", ".join(
-        f"{merged.route} {merged.report.mean_logprob_gap:.4f} mean and {merged.report.max_logprob_gap:.3f} max"
+        f"{merged.route} {merged.report.mean_logprob_gap:.4f} mean, {merged.report.max_logprob_gap:.3f} most"
         f"{'' if merged.report.ok else ' (broken)'}"
         for merged in tried
     )

@@ -92,6 +92,7 @@ def build(config: ScratchConfig, texts: list[str]) -> tuple[Any, Any]:
         torch.set_num_threads(config.threads)
     torch.manual_seed(config.seed)
     tokenizer = train_tokenizer(texts, most_tokens=config.vocabulary)
+    tokenizer.model_max_length = config.context
     shape = LlamaConfig(
         vocab_size=len(tokenizer),
         hidden_size=config.hidden_size,

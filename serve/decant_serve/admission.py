@@ -1,7 +1,7 @@
 """Who may go to the engine now, who waits, and who is turned away."""
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 
 from decant_serve.openai_errors import overloaded
@@ -17,7 +17,7 @@ class Admission:
         self.running = 0
 
     @asynccontextmanager
-    async def slot(self) -> AsyncIterator[None]:
+    async def slot(self) -> AsyncGenerator[None]:
         """Holds a slot for as long as the context lasts; ApiFault 429 when the queue is full."""
         if self._free.locked() and self.waiting >= self._queue_limit:
             raise overloaded(self._queue_limit)

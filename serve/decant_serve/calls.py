@@ -3,7 +3,7 @@
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal, NoReturn
+from typing import Any, Literal, NoReturn, cast
 
 from pydantic import ValidationError
 
@@ -120,7 +120,7 @@ def _parse(raw: bytes) -> dict[str, Any]:
         raise refusal(f"the body is not JSON: {error}", code="invalid_json") from None
     if not isinstance(body, dict):
         raise refusal("the body must be a JSON object", code="invalid_json")
-    return body
+    return cast("dict[str, Any]", body)
 
 
 def _no_constant(name: str) -> NoReturn:
@@ -167,5 +167,5 @@ def _check_texts(request: ChatRequest | CompletionRequest) -> None:
 
 def with_usage_chunk(body: Mapping[str, Any]) -> dict[str, Any]:
     """The same streaming request, asking for the usage chunk that timing needs."""
-    options = body.get("stream_options") or {}
+    options: dict[str, Any] = body.get("stream_options") or {}
     return {**body, "stream_options": {**options, "include_usage": True}}

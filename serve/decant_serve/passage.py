@@ -3,7 +3,7 @@
 import json
 import re
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, cast
 
 _EVENT_END = re.compile(rb"(?<=\n\n)|(?<=\r\n\r\n)")
 # Inside a JSON string the quotes would be escaped, so these cannot match the model's own words.
@@ -56,11 +56,12 @@ class Passage:
 
     def _read_numbers(self, event: bytes) -> bool:
         try:
-            body = json.loads(event.partition(b":")[2])
+            parsed = json.loads(event.partition(b":")[2])
         except ValueError:
-            body = None
-        if not isinstance(body, dict):
+            parsed = None
+        if not isinstance(parsed, dict):
             return True
+        body = cast("dict[str, Any]", parsed)
         self.usage = body.get("usage") or self.usage
         self.engine_numbers = body.get("timings") or self.engine_numbers
         return self._wants_usage or bool(body.get("choices"))

@@ -9,7 +9,7 @@ import socket
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
@@ -58,7 +58,7 @@ class ServeConfig(Config):
     port: int = Field(8000, ge=0, le=65535, description="port to listen on; 0 takes a free one")
     ready_file: Path | None = Field(None, description="written as JSON when requests can come")
     threads: int | None = Field(
-        None, ge=1, description="engine threads; every core that we may use if not set"
+        None, ge=1, description="engine threads; every core but one if not set"
     )
     context: int = Field(2048, ge=64, description="tokens of context per request")
     parallel: int = Field(8, ge=1, description="requests that the engine decodes at once")
@@ -198,12 +198,17 @@ def _settings(config: ServeConfig, target: Target, folder: Path) -> EngineSettin
     return EngineSettings(
         target=target,
         socket=folder / "engine.sock",
-        threads=config.threads or len(os.sched_getaffinity(0)),
+        threads=_threads(config),
         context=config.context,
         parallel=config.parallel,
         remote_url=config.base_url,
         api_key=key,
     )
+
+
+def _threads(config: ServeConfig) -> int:
+    """A core is left to the gateway: engine threads that spin at a barrier for one without a core cost tenfold."""
+    return config.threads or max(1, len(os.sched_getaffinity(0)) - 1)
 
 
 def _model_page(config: ServeConfig, target: Target, engine: Engine, report: GoldenReport) -> dict[str, Any]:
@@ -215,7 +220,7 @@ def _model_page(config: ServeConfig, target: Target, engine: Engine, report: Gol
         "manifest_sha256": target.manifest_sha256,
         "size_bytes": target.size_bytes,
         "golden": report.model_dump(mode="json"),
-        "threads": config.threads or len(os.sched_getaffinity(0)),
+        "threads": _threads(config),
         "parallel": config.parallel,
         "context": config.context,
         **description.details,
@@ -249,7 +254,7 @@ def _reachable(host: str) -> str:
 
 
 @contextmanager
-def _runtime_folder() -> Iterator[Path]:
+def _runtime_folder() -> Generator[Path]:
     """A folder that only we can enter, for the engine's socket."""
     folder = Path(tempfile.mkdtemp(prefix="decant-"))
     try:

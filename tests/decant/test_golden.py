@@ -60,6 +60,15 @@ def test_another_token_in_a_near_tie_is_a_flip_but_no_break() -> None:
     assert kinds(observation, "exact") == ["weights"]
 
 
+def test_a_model_that_shares_no_first_token_is_broken_however_near_the_ties_were() -> None:
+    unsure = PROMPT.model_copy(update={"margins": (0.01, 0.01, 0.01, 0.01)})
+    golden = GOLDEN.model_copy(update={"prompts": (unsure, unsure)})
+    other = observe(token_ids=(1, 2, 3), logprobs=(-5.0, -5.0, -5.0))
+    report = compare(golden, [other, other], stage="merge", tolerance=TOLERANCES["q4"])
+    assert [item.kind for item in report.breaks] == ["weights"]
+    assert compare(golden, [other, observe()], stage="merge", tolerance=TOLERANCES["q4"]).ok
+
+
 def test_the_error_names_stage_kind_and_remedy() -> None:
     report = compare(GOLDEN, [observe(finish="length")], stage="served", tolerance=TOLERANCES["q8"])
     with pytest.raises(ParityError, match="stage served: eos broken on 1 of 1 golden prompts"):

@@ -22,6 +22,7 @@ from safetensors.torch import load_file, save_file
 
 from decant.artifact import read_manifest, verify_files
 from decant.errors import ArtifactError, TrainingError
+from decant.task import TaskConfig
 from decant_distill.train.batches import plan_batches
 from decant_distill.train.checkpoints import Checkpoints, RunProgress
 from decant_distill.train.command import run
@@ -68,7 +69,7 @@ def test_bucketing_leaves_little_padding() -> None:
 
 def lessons(path: Path, *rows: Any, placement: Any = "rationale_then_answer") -> Any:
     path.write_text("".join(r if isinstance(r, str) else json.dumps(r) + "\n" for r in rows))
-    return read_lessons(path, marker="Answer:", placement=placement)
+    return read_lessons(path, task=TaskConfig(), placement=placement)
 
 
 ROW = {
@@ -104,6 +105,17 @@ def test_rows_that_teach_nothing_are_counted_by_reason(tmp_path: Path) -> None:
     assert len(found.kept) == 1
     assert sum(found.dropped.values()) == 4
     assert found.dropped["no answer"] == found.dropped["no reasoning"] == 1
+
+
+def test_the_gold_of_a_plain_dataset_is_taught_as_its_task_says(tmp_path: Path) -> None:
+    data = tmp_path / "d.jsonl"
+    data.write_text('{"text": "a solver", "label": "math"}\n{"text": "no label"}\n{"label": "no text"}\n')
+    task = TaskConfig(prompt="Section of: {text}", gold_field="label")
+    found = read_lessons(data, task=task, placement="answer_only", gold=True)
+    assert [(lesson.prompt[0]["content"], lesson.completion) for lesson in found.kept] == [
+        ("Section of: a solver", "Answer: math")
+    ]
+    assert found.dropped == {"no answer": 1, "lacks the field text": 1}
 
 
 def test_a_dataset_without_answers_is_refused(tmp_path: Path) -> None:
@@ -156,7 +168,7 @@ def test_a_tokenizer_without_an_end_token_is_refused(student_base: Path) -> None
 
 def test_padding_without_a_mask_gives_the_loss_of_every_row_alone(student_base: Path, curated: Path) -> None:
     tokenizer, model = load_tokenizer(student_base), load_base(student_base, dtype="float32", nf4=False)
-    found = read_lessons(curated, marker="Answer:", placement="rationale_then_answer").kept[:7]
+    found = read_lessons(curated, task=TaskConfig(), placement="rationale_then_answer").kept[:7]
     examples = encode(tokenizer, found, base="b")
     batch = pad_batch(examples)
     together = completion_loss(

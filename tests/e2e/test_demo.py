@@ -13,7 +13,8 @@ pytest.importorskip("xllamacpp")
 
 SMALL = [
     "world.train_count=16",
-    "world.test_count=12",
+    "world.test_count=76",
+    "load.requests=12",
     "world.max_length=3",
     "train.token_budget=3000",
     "load.rate=50.0",

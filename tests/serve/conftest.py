@@ -6,7 +6,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Awaitable, Callable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Generator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -258,7 +258,7 @@ Serve = Callable[..., Any]
 
 
 @contextmanager
-def running_server(folder: Path, *arguments: str) -> Iterator[Server]:
+def running_server(folder: Path, *arguments: str) -> Generator[Server]:
     """`decant serve` on a free port while the context lasts; `folder` takes its log and ready file."""
     ready, log = folder / "ready.json", folder / "serve.log"
     command = [sys.executable, "-m", "decant", "serve", *arguments, "--port", "0", "--ready-file", str(ready)]

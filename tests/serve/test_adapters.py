@@ -32,7 +32,7 @@ def train_side(base: Path, *, nf4: bool) -> Any:
     options: Any = {"quantization_config": quantization} if nf4 else {}
     model = transformers.AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32, **options)
     for module in model.modules():
-        if isinstance(module, bitsandbytes.nn.Linear4bit):
+        if isinstance(module, bitsandbytes.nn.modules.Linear4bit):
             # As training does: repacked weights would compute in bf16 whatever was asked for.
             module.support_avx512bf16_for_cpu = False
     torch.manual_seed(0)

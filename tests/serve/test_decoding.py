@@ -74,8 +74,8 @@ async def test_rows_that_join_and_leave_answer_as_transformers_does_alone(
 
 
 async def test_models_with_a_sliding_window_are_batched_too(tiny_model: Any, tmp_path: Path) -> None:
-    config = transformers.MistralConfig(
-        **{**tiny_model.model.config.to_dict(), "model_type": "mistral", "sliding_window": 8, "head_dim": 32}
+    config = transformers.MistralConfig.from_dict(
+        {**tiny_model.model.config.to_dict(), "model_type": "mistral", "sliding_window": 8, "head_dim": 32}
     )
     torch.manual_seed(0)
     transformers.MistralForCausalLM(config).save_pretrained(tmp_path)

@@ -12,14 +12,17 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from decant.artifact import write_manifest
 from decant.errors import TrainingError
-from decant.files import folder_aside, write_json
+from decant.files import folder_aside
 from decant_distill.demo import counter, swap
 from decant_distill.demo.language import noisy_completion, recital
 from decant_distill.demo.pretrain import Pair, Progress, Schedule, Shape, draw_problem, new_model, pretrain
 from decant_distill.demo.problem import WORLDS, Problem, Split, World
 from decant_distill.demo.sampling import accuracy
 from decant_distill.demo.tokenizer import train_tokenizer
+from decant_distill.train.observe import record_golden
+from decant_distill.train.student import tidy_generation
 
 WEIGHTS = Path(__file__).with_name("weights")
 SEED = 20
@@ -34,12 +37,13 @@ RECITALS = 0.7
 WINDOW = (0.87, 0.94)
 _PROBE_COUNT, _FINAL_COUNT = 200, 600
 _PROBE_EVERY = 50
+_GOLDEN_PROMPTS, _GOLDEN_TOKENS = 4, 96
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Builds both models and writes them with their measurements."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--output", type=Path, default=WEIGHTS, help="folder for teacher/, student-base/ and weights.json")
+    parser.add_argument("--output", type=Path, default=WEIGHTS, help="folder for teacher/ and student-base/")
     parser.add_argument("--only", choices=("teacher", "student-base"), help="build one of the two (default: both)")
     options = parser.parse_args(arguments)
     tokenizer = train_tokenizer(tokenizer_texts())
@@ -48,8 +52,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         if options.only in (None, name):
             started = time.monotonic()
             model, measured = builder(tokenizer)
-            save(model, tokenizer, folder=options.output / name)
-            write_json(options.output / f"{name}.json", measured)
+            save(model, tokenizer, folder=options.output / name, measured=measured)
             print(f"{name}: saved to {options.output / name} after {time.monotonic() - started:.0f} s", flush=True)
 
 
@@ -141,7 +144,10 @@ def measure(model: Any, tokenizer: Any, *, split: Split, count: int, temperature
 
 
 def describe(model: Any, tokenizer: Any, progress: Progress, *, shape: Shape, schedule: Schedule) -> dict[str, Any]:
-    """What the shipped json says of a model: how it was made and how often it is right."""
+    """What the shipped json says of a model: how it was made and how often it is right, its weights rounded to bf16."""
+    import torch
+
+    model.to(torch.bfloat16).float()
     return {
         "parameters": sum(parameter.numel() for parameter in model.parameters()),
         "shape": asdict(shape),
@@ -157,15 +163,25 @@ def describe(model: Any, tokenizer: Any, progress: Progress, *, shape: Shape, sc
     }
 
 
-def save(model: Any, tokenizer: Any, *, folder: Path) -> None:
-    """A model folder as the ecosystem expects it: bf16 safetensors, tokenizer, chat template, generation config."""
+def save(model: Any, tokenizer: Any, *, folder: Path, measured: dict[str, Any]) -> None:
+    """An artifact as the ecosystem expects it: bf16 safetensors, tokenizer, chat template, generation config, manifest."""
     import torch
-    from transformers import GenerationConfig
 
-    model.generation_config = GenerationConfig(eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id)
+    conversations = [
+        [{"role": "user", "content": problem.prompt}]
+        for world in WORLDS
+        for problem in draw_many(random.Random(SEED + 2), world, "dev", _GOLDEN_PROMPTS)
+    ]
+    model.eval()
+    golden = record_golden(model, tokenizer, conversations, stage=folder.name, max_tokens=_GOLDEN_TOKENS)
+    tidy_generation(model, tokenizer)
     with folder_aside(folder) as aside:
         model.to(torch.bfloat16).save_pretrained(aside)
         tokenizer.save_pretrained(aside)
+        for path in aside.iterdir():
+            path.chmod(0o644)  # safetensors are written for their owner alone
+        details = {"measurements": measured}
+        write_manifest(aside, name=folder.name, kind="hf", method="scratch", golden=golden, details=details)
 
 
 def report(name: str, progress: Progress) -> None:

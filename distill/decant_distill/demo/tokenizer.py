@@ -18,8 +18,8 @@ CHAT_TEMPLATE = (
 )
 
 
-def train_tokenizer(texts: Iterable[str]) -> Any:
-    """A `PreTrainedTokenizerFast` with the chat template, in which every word of `texts` is one token.
+def train_tokenizer(texts: Iterable[str], *, most_tokens: int = _MOST_TOKENS) -> Any:
+    """A `PreTrainedTokenizerFast` with the chat template, in which every word of `texts` is one token if it can be.
 
     Digits never merge with digits as long as no text holds two in a row. Reserved tokens fill the vocabulary up to a
     multiple of 64, so that tokenizer, embedding and GGUF agree on its size.
@@ -31,7 +31,7 @@ def train_tokenizer(texts: Iterable[str]) -> Any:
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
-        vocab_size=_MOST_TOKENS,
+        vocab_size=most_tokens,
         min_frequency=2,
         special_tokens=list(SPECIAL_TOKENS),
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
@@ -44,6 +44,7 @@ def train_tokenizer(texts: Iterable[str]) -> Any:
         tokenizer_object=tokenizer,
         eos_token=END,
         pad_token=PAD,
+        padding_side="left",
         model_max_length=CONTEXT_LENGTH,
         clean_up_tokenization_spaces=False,
     )

@@ -69,7 +69,9 @@ def run(config: TrainConfig) -> None:
 
 
 def _prepare(config: TrainConfig, tokenizer: Any) -> _Course:
-    lessons = read_lessons(config.data, marker=config.task.answer_marker, placement=config.placement)
+    lessons = read_lessons(
+        config.data, task=config.task, placement=config.placement, gold=config.learn_from == "gold"
+    )
     examples = encode(tokenizer, lessons.kept, base=str(config.base))
     context = context_length(config.base, tokenizer)
     longest = min(config.max_length or context, context)

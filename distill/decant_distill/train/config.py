@@ -15,6 +15,9 @@ class TrainConfig(Config):
 
     base: InputPath = Field(description="Hugging Face folder of the student before training")
     data: InputPath = Field(description="curated rows, JSONL with prompt, answer and reasoning")
+    learn_from: Literal["labels", "gold"] = Field(
+        default="labels", description="curated labels, or the gold of a plain dataset, read as the task says"
+    )
     output: OutputPath = Field(description="folder for the adapter, or for the model with method full")
     method: Literal["qlora", "lora", "full"] = Field(
         default="qlora",

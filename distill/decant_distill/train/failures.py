@@ -1,7 +1,7 @@
 """What torch and safetensors raise when a machine is at its end, said in one line with what to do."""
 
 import shutil
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -11,8 +11,8 @@ _FULL_BYTES = 16 * 2**20
 
 
 @contextmanager
-def explained(folder: Path) -> Iterator[None]:
-    """Turns running out of disk at `folder`, or of GPU memory, into a TrainingError; the rest goes on as it is.
+def explained(folder: Path) -> Generator[None]:
+    """Turns running out of disk at `folder`, or of GPU memory, into a TrainingError; lets the rest pass.
 
     A full disk surfaces as an OSError, a SafetensorError or a bare RuntimeError of torch's zip writer, so the
     disk itself is asked.

@@ -8,9 +8,9 @@ from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
 
-from decant.dataset import BadRow, read_rows
-from decant.errors import TrainingError
-from decant.task import Message, Parsed, Placement, compose, parse_response
+from decant.dataset import BadRow, Row, read_rows
+from decant.errors import DataError, TrainingError
+from decant.task import Message, Parsed, Placement, TaskConfig, compose, parse_response
 
 _MESSAGES: TypeAdapter[list[Message]] = TypeAdapter(list[Message])
 
@@ -32,15 +32,16 @@ class Lessons:
     dropped: Mapping[str, int]
 
 
-def read_lessons(path: Path, *, marker: str, placement: Placement) -> Lessons:
+def read_lessons(path: Path, *, task: TaskConfig, placement: Placement, gold: bool = False) -> Lessons:
     """Composes every row's completion with the rationale placed as asked.
 
-    A row that cannot be used is dropped and counted; TrainingError when none is left.
+    With `gold` the rows are a plain dataset: prompt and answer are the fields that the task names. A row that
+    cannot be used is dropped and counted; TrainingError when none is left.
     """
     kept: list[Lesson] = []
     dropped: Counter[str] = Counter()
-    for row in read_rows(path, required=("prompt",)):
-        lesson = row.reason if isinstance(row, BadRow) else _lesson(row.line, row.fields, marker, placement)
+    for row in read_rows(path, required=task.prompt_fields() if gold else ("prompt",)):
+        lesson = row.reason if isinstance(row, BadRow) else _lesson(row, task, placement, gold=gold)
         if isinstance(lesson, str):
             dropped[lesson] += 1
         else:
@@ -53,18 +54,22 @@ def read_lessons(path: Path, *, marker: str, placement: Placement) -> Lessons:
     return Lessons(kept=tuple(kept), dropped=dict(dropped))
 
 
-def _lesson(line: int, fields: Mapping[str, Any], marker: str, placement: Placement) -> Lesson | str:
+def _lesson(row: Row, task: TaskConfig, placement: Placement, *, gold: bool) -> Lesson | str:
     """The row's lesson, or why it has none."""
-    prompt = _messages(fields["prompt"])
+    try:
+        prompt = tuple(task.messages(row.fields)) if gold else _messages(row.fields["prompt"])
+    except DataError as error:
+        return str(error)
     if prompt is None:
         return "a prompt that is neither text nor messages"
-    parsed = _parsed(fields, marker)
+    marker = task.answer_marker
+    parsed = _parsed({**row.fields, "answer": task.gold(row.fields)} if gold else row.fields, marker)
     if not parsed.answer:
         return "no answer"
     if placement != "answer_only" and not parsed.reasoning:
         return "no reasoning"
     completion = compose(parsed.reasoning, parsed.answer, marker=marker, placement=placement)
-    return Lesson(line=line, prompt=prompt, completion=completion)
+    return Lesson(line=row.line, prompt=prompt, completion=completion)
 
 
 def _parsed(fields: Mapping[str, Any], marker: str) -> Parsed:

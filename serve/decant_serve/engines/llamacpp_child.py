@@ -1,3 +1,5 @@
+# xllamacpp is a compiled module without stubs.
+# pyright: reportAttributeAccessIssue=false
 """The child process around xllamacpp: llama.cpp's HTTP server on a Unix socket until the process is ended."""
 
 import json
@@ -33,7 +35,7 @@ def main() -> None:
     parameters.no_extra_bufts = "AMX_INT8 = 1" in xllamacpp.get_system_info()
     _use_openai_sampling_defaults(parameters)
     stopped = threading.Event()
-    signal.signal(signal.SIGTERM, lambda *_: stopped.set())
+    signal.signal(signal.SIGTERM, lambda _number, _frame: stopped.set())
     try:
         server = xllamacpp.Server(parameters)
     except RuntimeError:

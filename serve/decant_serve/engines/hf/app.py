@@ -1,4 +1,3 @@
-# pyright: basic
 """The transformers engine's HTTP app: OpenAI's routes over the decoding thread, and golden prompts."""
 
 import json

@@ -1,4 +1,5 @@
-# pyright: basic, reportMissingTypeStubs=false
+# transformers loads its names lazily, where a type checker cannot see them.
+# pyright: reportAttributeAccessIssue=false
 """Several prompts decoded together, left-padded, one step for all; rows join and leave between steps."""
 
 import inspect

@@ -1,9 +1,11 @@
-# pyright: basic, reportMissingTypeStubs=false
+# transformers loads its names lazily, where a type checker cannot see them.
+# pyright: reportAttributeAccessIssue=false
 """A checkpoint or adapter folder becomes a model in memory, ready to decode."""
 
 import json
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -52,7 +54,7 @@ def load(settings: ModelSettings) -> LoadedModel:
     if settings.base is not None:
         from peft import PeftModel
 
-        model = _loaded(lambda path: PeftModel.from_pretrained(model, path), settings.path)
+        model = _loaded(partial(PeftModel.from_pretrained, model), settings.path)
     model.eval()
     longest = model.config.get_text_config().max_position_embeddings
     return LoadedModel(

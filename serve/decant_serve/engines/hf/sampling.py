@@ -1,4 +1,3 @@
-# pyright: basic, reportMissingTypeStubs=false
 """From logits to tokens: greedy, or drawn by temperature and top-p with each row's own random numbers."""
 
 import random

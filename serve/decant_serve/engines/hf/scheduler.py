@@ -1,4 +1,3 @@
-# pyright: basic, reportMissingTypeStubs=false
 """The decoding thread: takes waiting jobs into the batch, steps it, and hands each job its tokens."""
 
 import asyncio
@@ -102,7 +101,7 @@ class Scheduler:
         self._thread.join()
 
     def submit(self, job: Job) -> None:
-        """Queues a job, whose pieces come through `Job.next_pieces`; `is_cancelled` drops it at the next step."""
+        """Queues a job: `Job.next_pieces` gives what comes, `is_cancelled` drops it at the next step."""
         self._inbox.put(job)
 
     def _run(self) -> None:

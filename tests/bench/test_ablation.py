@@ -1,0 +1,53 @@
+"""The ablation's report: every seed with its interval, arms compared problem by problem."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from ablation.cells import Cell, cells_of
+from ablation.report import write_report
+from ablation.stages import Workshop
+
+RIGHT = {"answer_only": "1000", "rationale_then_answer": "1110", "answer_then_rationale": "1000"}
+
+
+def write_cell(workshop: Workshop, cell: Cell) -> None:
+    folder = workshop.folder / "cells" / cell.name
+    folder.mkdir(parents=True)
+    rows = [{"correct": right == "1", "length": 2 + i % 2} for i, right in enumerate(RIGHT[cell.arm.name])]
+    (folder / "predictions.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    training = {"tokens": 10, "steps": 1, "wall_s": 1.0, "rows": {}, "loss_curve": []}
+    (folder / "cell.json").write_text(json.dumps({"training": training}))
+    curated = workshop.world(cell.world) / cell.arm.rows
+    curated.mkdir(parents=True, exist_ok=True)
+    right = {"kept_right": 3, "kept_with_gold": 4}
+    (curated / "curation.json").write_text(json.dumps({"rows_in": 8, "rows_out": 4, "right": right}))
+
+
+@pytest.fixture
+def workshop(tmp_path: Path) -> Workshop:
+    settings = {"train": {"token_budget": 10, "threads": 1}, "merge": {}}
+    return Workshop(folder=tmp_path / "work", settings=settings, max_tokens=8)
+
+
+def test_arms_are_compared_with_the_first_over_the_same_problems(workshop: Workshop, tmp_path: Path) -> None:
+    cells = cells_of("placements", worlds=["counter"], seeds=[0, 1])
+    for cell in cells:
+        write_cell(workshop, cell)
+    text = write_report(workshop, "placements", cells, folder=tmp_path / "results").read_text()
+    document = json.loads((tmp_path / "results" / "ablation-placements.json").read_text())
+    found = {difference["arm"]: difference for difference in document["differences"]}
+    assert (found["rationale_then_answer"]["mean"], found["rationale_then_answer"]["n"]) == (0.5, 4)
+    assert found["answer_then_rationale"]["mean"] == 0
+    assert [cell["correct"] for cell in document["cells"][:3]] == list(RIGHT.values())
+    assert (
+        "| counter | rationale_then_answer | 75.0 [30.1, 95.4] | 75.0 [30.1, 95.4] | 75.0 | 4 | 8 |" in text
+    )
+    assert "| 2 | 50.0 [15.0, 85.0] | 100.0 [51.0, 100.0] |" in text
+
+
+def test_an_early_stop_leaves_whole_comparisons() -> None:
+    cells = cells_of("filters", worlds=["counter", "swap"], seeds=[0, 1])
+    assert {cell.seed for cell in cells[:6]} == {0}
+    assert {(cell.world, cell.arm.name) for cell in cells[:6]} == {(c.world, c.arm.name) for c in cells[6:]}
