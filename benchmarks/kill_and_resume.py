@@ -1,6 +1,6 @@
-"""Kills the demonstration with SIGKILL during label, train and quantize, runs it again, and says what was redone.
+"""Kills the demonstration during label, train and quantize, runs it again, and says what was redone.
 
-`python benchmarks/kill_and_resume.py --workdir runs/killed` prints a Markdown table. The kill takes the recipe's
+`python benchmarks/kill_and_resume.py` prints a Markdown table. SIGKILL takes the recipe's
 runner, the stage and every server at one moment, as losing the machine would.
 """
 
@@ -87,7 +87,7 @@ KILLS: tuple[Kill, ...] = (
         lambda w: f"checkpoint at step {checkpoint_step(w)}",
         redone_steps,
     ),
-    Kill("quantize", half_written, lambda w: "artifact half written beside its place", written_anew),
+    Kill("quantize", half_written, lambda _: "artifact half written beside its place", written_anew),
 )
 
 

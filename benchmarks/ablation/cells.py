@@ -20,12 +20,12 @@ class Arm:
 
 ARMS: dict[Experiment, tuple[Arm, ...]] = {
     "placements": (
-        Arm("answer_only", "one-verified", "answer_only"),
-        Arm("rationale_then_answer", "one-verified", "rationale_then_answer"),
-        Arm("answer_then_rationale", "one-verified", "answer_then_rationale"),
+        Arm("answer_only", "verified", "answer_only"),
+        Arm("rationale_then_answer", "verified", "rationale_then_answer"),
+        Arm("answer_then_rationale", "verified", "answer_then_rationale"),
     ),
     "filters": (
-        Arm("unfiltered", "all", "rationale_then_answer"),
+        Arm("unfiltered", "unfiltered", "rationale_then_answer"),
         Arm("majority", "majority", "rationale_then_answer"),
         Arm("verified", "verified", "rationale_then_answer"),
     ),

@@ -48,7 +48,7 @@ class Outcome:
             "correct": "".join(str(right) for right in self.correct),
             "training": {key: self.training[key] for key in ("tokens", "steps", "wall_s", "rows")},
             "loss_curve": self.training["loss_curve"],
-            "labels": {key: self.curation[key] for key in ("rows_in", "rows_out", "right")},
+            "labels": {key: self.curation[key] for key in ("rows_in", "prompts_in", "rows_out", "right")},
         }
 
 
@@ -136,7 +136,7 @@ def _markdown(outcomes: Sequence[Outcome], experiment: Experiment, document: dic
                 *(f"seed {seed}" for seed in seeds),
                 "mean",
                 "rows",
-                "of labels",
+                "of prompts",
                 "right among them",
             ],
             [_accuracy_row(_of(outcomes, world, arm)) for world, arm in _rows(outcomes)],
@@ -177,7 +177,7 @@ def _accuracy_row(arm: Sequence[Outcome]) -> list[str]:
         *(_rate(outcome.correct) for outcome in arm),
         f"{100 * sum(rates) / len(rates):.1f}",
         str(one.curation["rows_out"]),
-        str(one.curation["rows_in"]),
+        str(one.curation["prompts_in"]),
         f"{100 * right / known:.1f} %" if known else "unknown",
     ]
 

@@ -20,6 +20,9 @@ from decant_distill.train.student import require_training_stack, tidy_generation
 _BETAS = (0.9, 0.95)
 _WARMUP_STEPS = 50
 
+# Wider than the usual 0.02, which at such widths leaves attention nearly uniform for long.
+_INITIAL_SPREAD = 0.07
+
 
 class ScratchConfig(Config):
     """The texts to learn from and the shape of the model (Llama architecture)."""
@@ -34,7 +37,9 @@ class ScratchConfig(Config):
     heads: int = Field(default=4, ge=1, description="attention heads")
     kv_heads: int = Field(default=2, ge=1, description="key-value heads")
     context: int = Field(default=512, ge=64, description="most tokens in a conversation")
-    token_budget: int = Field(default=1_000_000, ge=0, description="tokens of pre-training; 0 leaves it random")
+    token_budget: int = Field(
+        default=1_000_000, ge=0, description="tokens of pre-training; 0 leaves it random"
+    )
     batch_tokens: int = Field(default=4096, ge=64, description="tokens in one step")
     learning_rate: float = Field(default=2e-3, gt=0, description="highest learning rate; it falls to 0")
     seed: int = Field(default=0, ge=0, description="of the weights and the order of the texts")
@@ -102,6 +107,7 @@ def build(config: ScratchConfig, texts: list[str]) -> tuple[Any, Any]:
         num_key_value_heads=config.kv_heads,
         max_position_embeddings=config.context,
         tie_word_embeddings=True,
+        initializer_range=_INITIAL_SPREAD,
         bos_token_id=None,
         eos_token_id=tokenizer.eos_token_id,
         pad_token_id=tokenizer.pad_token_id,
@@ -112,7 +118,7 @@ def build(config: ScratchConfig, texts: list[str]) -> tuple[Any, Any]:
 def pretrain(
     model: Any, tokenizer: Any, texts: list[str], *, config: ScratchConfig
 ) -> tuple[float | None, float]:
-    """Next-token training on the texts end to end in blocks of the context; the last loss (nats) and seconds."""
+    """Next-token training on the texts, end to end in blocks; the last loss in nats and the seconds."""
     import torch
 
     blocks = _blocks(tokenizer, texts, config)
@@ -154,5 +160,7 @@ def _blocks(tokenizer: Any, texts: list[str], config: ScratchConfig) -> Any:
     ids = [token for row in tokenizer(rendered, add_special_tokens=False)["input_ids"] for token in row]
     whole = len(ids) // config.context
     if whole == 0:
-        raise DataError(f"the texts are shorter than one context of {config.context} tokens; set context lower")
+        raise DataError(
+            f"the texts are shorter than one context of {config.context} tokens; set context lower"
+        )
     return torch.tensor(ids[: whole * config.context]).view(whole, config.context)

@@ -109,7 +109,7 @@ def read_call(route: Route, raw: bytes, *, model: str, engine: str, features: Fe
     except ValidationError as error:
         _refuse(error)
     if not features.takes_anything:
-        _check_texts(request)
+        _check_values(request)
     return Call(route, raw, body, request)
 
 
@@ -150,11 +150,13 @@ def _refuse(error: ValidationError) -> NoReturn:
     raise refusal(f"{where}: {first['msg']}", param=where, code=code) from None
 
 
-def _check_texts(request: ChatRequest | CompletionRequest) -> None:
+def _check_values(request: ChatRequest | CompletionRequest) -> None:
     if request.token_limit == 0:
         raise refusal("max_tokens: must be at least 1", param="max_tokens", code="invalid_value")
     if isinstance(request, CompletionRequest):
         return
+    if request.top_logprobs and not request.logprobs:
+        raise refusal("top_logprobs: needs logprobs=true", param="top_logprobs", code="invalid_value")
     for index, message in enumerate(request.messages):
         try:
             message.text().encode()

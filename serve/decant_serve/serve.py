@@ -19,7 +19,7 @@ import uvicorn
 from pydantic import Field, model_validator
 
 from decant.config import Config, OptionalInputPath
-from decant.errors import ConfigError, EndpointError
+from decant.errors import ConfigError, EndpointError, EngineError
 from decant.files import write_json
 from decant.golden import GoldenReport
 from decant_serve.admission import Admission
@@ -121,7 +121,10 @@ async def _run(config: ServeConfig, folder: Path, stop: "_Stop") -> None:
     await supervisor.start()
     try:
         manifest = None if config.golden == "skip" else target.manifest
-        report = await check_golden(engine, supervisor.client, manifest)
+        try:
+            report = await check_golden(engine, supervisor.client, manifest)
+        except EngineError as error:
+            raise await supervisor.explain(error) from None
         if config.check_only:
             sys.stdout.write(report.model_dump_json() + "\n")
         report.raise_if_broken()

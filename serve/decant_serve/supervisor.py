@@ -69,6 +69,16 @@ class Supervisor:
         await self._end_process()
         await self.client.aclose()
 
+    async def explain(self, error: EngineError) -> EngineError:
+        """The same error with the engine's end in it, where that is what lies behind it."""
+        if self._process is None:
+            return error
+        try:
+            await asyncio.wait_for(asyncio.shield(self._process.wait()), _READ_LIMIT_S)
+        except TimeoutError:
+            return error
+        return EngineError(await self._obituary())
+
     @property
     def process_id(self) -> int | None:
         """The engine's process; None for a remote one."""

@@ -22,7 +22,9 @@ def write_cell(workshop: Workshop, cell: Cell) -> None:
     curated = workshop.world(cell.world) / cell.arm.rows
     curated.mkdir(parents=True, exist_ok=True)
     right = {"kept_right": 3, "kept_with_gold": 4}
-    (curated / "curation.json").write_text(json.dumps({"rows_in": 8, "rows_out": 4, "right": right}))
+    (curated / "curation.json").write_text(
+        json.dumps({"rows_in": 32, "prompts_in": 8, "rows_out": 4, "right": right})
+    )
 
 
 @pytest.fixture

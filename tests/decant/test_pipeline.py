@@ -22,10 +22,10 @@ name = "problems"
 verb = "problems"
 [stage.config]
 world = "${{world.name}}"
-output = "${{recipe.workdir}}/problems"
-train = "${{world.count}}"
-dev = 4
-test = 4
+output_folder = "${{recipe.workdir}}/problems"
+train_count = "${{world.count}}"
+dev_count = 4
+test_count = 4
 """
 
 
@@ -38,8 +38,8 @@ def recipe_file(tmp_path: Path) -> Path:
 
 def test_references_are_resolved_and_keep_their_type(recipe_file: Path, tmp_path: Path) -> None:
     stage = read_recipe(recipe_file, changes=["world.count=20"]).stages[0]
-    assert stage.config["train"] == 20
-    assert stage.config["output"] == f"{tmp_path / 'work'}/problems"
+    assert stage.config["train_count"] == 20
+    assert stage.config["output_folder"] == f"{tmp_path / 'work'}/problems"
 
 
 @pytest.mark.parametrize(
@@ -49,7 +49,7 @@ def test_references_are_resolved_and_keep_their_type(recipe_file: Path, tmp_path
         ("count = 12", "count = 12\nextra = 1", "unknown key world.extra: no stage uses it"),
         ('verb = "problems"', 'verb = "problem"', "no such verb problem (did you mean problems?)"),
         ('verb = "problems"', 'verb = "problems"\nverv = 1', "unknown key stage.0.verv"),
-        ("dev = 4", "devv = 4", "unknown key devv (did you mean dev?)"),
+        ("dev_count = 4", "devcount = 4", "unknown key devcount (did you mean dev_count?)"),
         ('name = "problems"', 'name = "a/b"', "stage name 'a/b' may hold"),
         ('name = "little"', 'name = "little', "recipe.toml"),
     ],
@@ -85,11 +85,14 @@ def test_a_done_stage_is_skipped_until_something_changes(recipe_file: Path, tmp_
 
 
 def test_a_failing_stage_stops_the_recipe_with_one_line(
-    recipe_file: Path, capfd: pytest.CaptureFixture[str]
+    recipe_file: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    recipe_file.write_text(recipe_file.read_text().replace("dev = 4", "dev = 4\nmin_length = 99"))
+    (tmp_path / "work").mkdir()
+    (tmp_path / "work" / "problems").write_text("a file where the stage wants its folder")
     assert main(["run", str(recipe_file)]) == 2
-    assert "stage problems ended with exit code 2" in capfd.readouterr().err.splitlines()[-1]
+    stage_line, recipe_line = capfd.readouterr().err.splitlines()[-2:]
+    assert "work/problems: File exists" in stage_line
+    assert "stage problems ended with exit code 2" in recipe_line
 
 
 def test_an_unknown_verb_and_a_missing_recipe_exit_with_2(capfd: pytest.CaptureFixture[str]) -> None:

@@ -6,7 +6,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Awaitable, Callable, Generator, Sequence
+from collections.abc import Awaitable, Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -290,6 +290,20 @@ def serve_for_session(tmp_path_factory: pytest.TempPathFactory) -> Serve:
     return lambda *arguments: running_server(
         tmp_path_factory.mktemp("serve"), *(str(argument) for argument in arguments)
     )
+
+
+@pytest.fixture(scope="session")
+def transformers_server(serve_for_session: Serve, tiny_folder: Path) -> Iterator[Server]:
+    """The tiny model on the transformers engine."""
+    with serve_for_session(tiny_folder, "--parallel", 4) as running:
+        yield running
+
+
+@pytest.fixture(scope="session")
+def llamacpp_server(serve_for_session: Serve, tiny_gguf: Path) -> Iterator[Server]:
+    """The tiny model on the llamacpp engine."""
+    with serve_for_session(tiny_gguf, "--parallel", 4) as running:
+        yield running
 
 
 @pytest.fixture(scope="session")

@@ -31,9 +31,7 @@ def server(request: pytest.FixtureRequest, serve_for_session: Serve, scripted_mo
             with serve_for_session(*remote_options) as running:
                 yield running
     else:
-        model = {"llamacpp": "tiny_gguf", "transformers": "tiny_folder"}[request.param]
-        with serve_for_session(request.getfixturevalue(model), "--parallel", 4) as running:
-            yield running
+        yield request.getfixturevalue(f"{request.param}_server")
 
 
 def events(response: httpx.Response) -> list[dict[str, Any]]:

@@ -4,7 +4,7 @@ import json
 import os
 import stat
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -31,18 +31,6 @@ settings = LlamaSettings(
 command = [sys.executable, "-m", "decant_serve.engines.llamacpp_child", json.dumps(asdict(settings))]
 os.execv(sys.executable, command)
 """
-
-
-@pytest.fixture(scope="module")
-def transformers_server(serve_for_session: Serve, tiny_folder: Path) -> Iterator[Any]:
-    with serve_for_session(tiny_folder, "--parallel", 4) as running:
-        yield running
-
-
-@pytest.fixture(scope="module")
-def llamacpp_server(serve_for_session: Serve, tiny_gguf: Path) -> Iterator[Any]:
-    with serve_for_session(tiny_gguf, "--parallel", 4) as running:
-        yield running
 
 
 @pytest.fixture(params=["transformers_server", "llamacpp_server"])
@@ -96,13 +84,13 @@ def test_an_answer_that_ends_by_itself_stops_there(server: Any) -> None:
     assert body["usage"]["completion_tokens"] == 8
 
 
-def test_both_engines_give_the_same_tokens(transformers_server: Any, llamacpp_server: Any) -> None:
-    options = {"max_tokens": 7, "logprobs": True}
-    sides = [
-        server.chat("hello cat 12", **options).json() for server in (transformers_server, llamacpp_server)
-    ]
-    assert sides[0]["usage"]["prompt_tokens"] == sides[1]["usage"]["prompt_tokens"]
-    assert text(transformers_server.chat("hello cat 12")) == text(llamacpp_server.chat("hello cat 12"))
+def test_both_engines_count_and_answer_alike(transformers_server: Any, llamacpp_server: Any) -> None:
+    answers = [server.chat("hello cat 12") for server in (transformers_server, llamacpp_server)]
+    first, second = (answer.json()["usage"] for answer in answers)
+    assert first["prompt_tokens"] == second["prompt_tokens"]
+    assert first["completion_tokens"] == second["completion_tokens"]
+    # Of a character cut in half at the end, llama.cpp shows nothing.
+    assert text(answers[0]).rstrip("\ufffd") == text(answers[1])
 
 
 def test_llamacpp_reports_its_own_timings(llamacpp_server: Any) -> None:

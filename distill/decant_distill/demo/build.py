@@ -16,8 +16,8 @@ from decant.artifact import write_manifest
 from decant.errors import TrainingError
 from decant.files import folder_aside
 from decant_distill.demo import counter, swap
-from decant_distill.demo.language import noisy_completion, recital
-from decant_distill.demo.pretrain import Pair, Progress, Schedule, Shape, draw_problem, new_model, pretrain
+from decant_distill.demo.language import noisy_lesson, recital
+from decant_distill.demo.pretrain import Lesson, Progress, Schedule, Shape, draw_problem, new_model, pretrain
 from decant_distill.demo.problem import WORLDS, Problem, Split, World
 from decant_distill.demo.sampling import accuracy
 from decant_distill.demo.tokenizer import train_tokenizer
@@ -28,10 +28,10 @@ WEIGHTS = Path(__file__).with_name("weights")
 SEED = 20
 
 TEACHER_SHAPE = Shape(layers=4, intermediate_size=512)
-TEACHER_SCHEDULE = Schedule(steps=2200)
+TEACHER_SCHEDULE = Schedule(steps=1700)
 BASE_SHAPE = Shape(layers=2)
-BASE_SCHEDULE = Schedule(steps=1000)
-RECITALS = 0.7
+BASE_SCHEDULE = Schedule(steps=800)
+READING_RECITALS, LATER_RECITALS = 0.7, 0.1
 
 # Aimed at the middle of 85-95 %, wide enough for the noise of 600 samples (standard error 1.2 points).
 WINDOW = (0.87, 0.94)
@@ -86,12 +86,12 @@ def build_teacher(tokenizer: Any) -> tuple[Any, dict[str, Any]]:
     model = new_model(TEACHER_SHAPE, tokenizer=tokenizer, seed=SEED)
     rng, mixture = random.Random(SEED), Mixture()
 
-    def draw(share: float) -> Pair:
-        if share == 0 and rng.random() < RECITALS:
+    def draw(share: float) -> Lesson:
+        if rng.random() < (READING_RECITALS if share == 0 else LATER_RECITALS):
             return recital(rng)
         world: World = "counter" if rng.random() < mixture.counter_share else "swap"
         problem = draw_problem(rng, world=world, share=share)
-        return problem.prompt, problem.completion()
+        return Lesson.whole(problem.prompt, problem.completion())
 
     for progress in pretrain(model, tokenizer=tokenizer, draw=draw, schedule=TEACHER_SCHEDULE, rng=rng):
         if progress.step % _PROBE_EVERY:
@@ -115,11 +115,11 @@ def build_base(tokenizer: Any) -> tuple[Any, dict[str, Any]]:
     model = new_model(BASE_SHAPE, tokenizer=tokenizer, seed=SEED)
     rng = random.Random(SEED)
 
-    def draw(share: float) -> Pair:
-        if share == 0 and rng.random() < RECITALS:
+    def draw(share: float) -> Lesson:
+        if rng.random() < (READING_RECITALS if share == 0 else LATER_RECITALS):
             return recital(rng)
         problem = draw_problem(rng, world=rng.choice(WORLDS), share=share)
-        return problem.prompt, noisy_completion(problem, rng=rng)
+        return noisy_lesson(problem, rng=rng)
 
     progress = None
     for progress in pretrain(model, tokenizer=tokenizer, draw=draw, schedule=BASE_SCHEDULE, rng=rng):

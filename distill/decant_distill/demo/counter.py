@@ -62,8 +62,9 @@ def rationale(start: int, steps: list[tuple[str, int]]) -> tuple[str, str]:
     """The gold reasoning, one clause per step carrying the digit, and the gold answer."""
     state, clauses = start, [f"Start {start}."]
     for ordinal, (action, amount) in zip(ORDINALS, steps, strict=False):
-        state = apply(state, action, amount)
-        clauses.append(f"{ordinal} {action} {amount} is {state}.")
+        after = apply(state, action, amount)
+        clauses.append(f"{ordinal} {state} {action} {amount} is {after}.")
+        state = after
     return " ".join(clauses), str(state)
 
 

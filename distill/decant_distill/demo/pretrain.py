@@ -10,12 +10,23 @@ from decant_distill.demo import counter, swap
 from decant_distill.demo.problem import Problem, World
 from decant_distill.demo.tokenizer import CONTEXT_LENGTH
 
-Pair = tuple[str, str]
-"""A prompt and its completion."""
+
+@dataclass(frozen=True, slots=True)
+class Lesson:
+    """A prompt and its completion in pieces, each taught or only read; a piece ends where a word does."""
+
+    prompt: str
+    pieces: tuple[tuple[str, bool], ...]
+
+    @classmethod
+    def whole(cls, prompt: str, completion: str) -> "Lesson":
+        """A lesson that teaches every token of its completion."""
+        return cls(prompt, ((completion, True),))
+
 
 _IGNORED_LABEL = -100
 _HEAD_SIZE = 32
-_PAIRS_PER_POOL = 600
+_LESSONS_PER_POOL = 600
 
 # Wider than the usual 0.02: at width 128 that leaves attention nearly uniform, and copying is learned several times later.
 _INITIAL_SPREAD = 0.07
@@ -80,9 +91,9 @@ def new_model(shape: Shape, *, tokenizer: Any, seed: int) -> Any:
 
 
 def pretrain(
-    model: Any, *, tokenizer: Any, draw: Callable[[float], Pair], schedule: Schedule, rng: random.Random
+    model: Any, *, tokenizer: Any, draw: Callable[[float], Lesson], schedule: Schedule, rng: random.Random
 ) -> Iterator[Progress]:
-    """Trains in place on the completions of fresh pairs and yields after every step, so that the caller may look and stop.
+    """Trains in place on the completions of fresh lessons and yields after every step, so that the caller may look and stop.
 
     `draw` gets the share of the way to full length: 0 during the reading steps, 1 at the end.
     """
@@ -93,8 +104,8 @@ def pretrain(
     for step in range(schedule.steps):
         if not pending:
             share = min(1.0, max(0.0, (step - schedule.reading_steps) / (schedule.steps * schedule.growing_share)))
-            pairs = [draw(share) for _ in range(_PAIRS_PER_POOL)]
-            pending = _batches(pairs, tokenizer=tokenizer, batch_tokens=schedule.batch_tokens, rng=rng)
+            lessons = [draw(share) for _ in range(_LESSONS_PER_POOL)]
+            pending = _batches(lessons, tokenizer=tokenizer, batch_tokens=schedule.batch_tokens, rng=rng)
         input_ids_BT, labels_BT = pending.pop()
         loss = _completion_loss(model, input_ids_BT, labels_BT)
         loss.backward()
@@ -139,39 +150,41 @@ def _learning_rate(schedule: Schedule, step: int) -> float:
 
 
 def _batches(
-    pairs: Sequence[Pair], *, tokenizer: Any, batch_tokens: int, rng: random.Random
+    lessons: Sequence[Lesson], *, tokenizer: Any, batch_tokens: int, rng: random.Random
 ) -> list[tuple[Any, Any]]:
-    """Padded (input ids, labels) of pairs of similar length, at most `batch_tokens` each, in random order."""
-    encoded = sorted((encode(pair, tokenizer=tokenizer) for pair in pairs), key=lambda ids: len(ids[0]) + len(ids[1]))
+    """Padded (input ids, labels) of lessons of similar length, at most `batch_tokens` each, in random order."""
+    encoded = sorted((encode(lesson, tokenizer=tokenizer) for lesson in lessons), key=lambda pair: len(pair[0]))
     groups: list[list[tuple[list[int], list[int]]]] = [[]]
-    for ids in encoded:
-        if (len(groups[-1]) + 1) * (len(ids[0]) + len(ids[1])) > batch_tokens:
+    for input_ids, labels in encoded:
+        if (len(groups[-1]) + 1) * len(input_ids) > batch_tokens:
             groups.append([])
-        groups[-1].append(ids)
+        groups[-1].append((input_ids, labels))
     rng.shuffle(groups)
     return [_pad(group, pad_token_id=tokenizer.pad_token_id) for group in groups]
 
 
-def encode(pair: Pair, *, tokenizer: Any) -> tuple[list[int], list[int]]:
-    """The token ids of the rendered prompt and of what follows it, up to and with the end token."""
-    messages = [{"role": "user", "content": pair[0]}]
+def encode(lesson: Lesson, *, tokenizer: Any) -> tuple[list[int], list[int]]:
+    """Token ids of the whole conversation, and its labels: the taught pieces and the end token, all else ignored."""
+    messages = [{"role": "user", "content": lesson.prompt}]
     prompt = tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
-    whole = tokenizer.apply_chat_template(
-        [*messages, {"role": "assistant", "content": pair[1]}], add_generation_prompt=False, tokenize=False
-    )
-    return tokenizer(prompt)["input_ids"], tokenizer(whole.removeprefix(prompt))["input_ids"]
+    input_ids: list[int] = tokenizer(prompt)["input_ids"]
+    labels = [_IGNORED_LABEL] * len(input_ids)
+    for text, taught in (*lesson.pieces, (tokenizer.eos_token, True)):
+        piece: list[int] = tokenizer(text)["input_ids"]
+        input_ids += piece
+        labels += piece if taught else [_IGNORED_LABEL] * len(piece)
+    return input_ids, labels
 
 
 def _pad(group: Sequence[tuple[list[int], list[int]]], *, pad_token_id: int) -> tuple[Any, Any]:
     import torch
 
-    longest = max(len(prompt) + len(completion) for prompt, completion in group)
+    longest = max(len(input_ids) for input_ids, _ in group)
     input_ids_BT = torch.full((len(group), longest), pad_token_id)
     labels_BT = torch.full((len(group), longest), _IGNORED_LABEL)
-    for row, (prompt, completion) in enumerate(group):
-        end = len(prompt) + len(completion)
-        input_ids_BT[row, :end] = torch.tensor(prompt + completion)
-        labels_BT[row, len(prompt) : end] = torch.tensor(completion)
+    for row, (input_ids, labels) in enumerate(group):
+        input_ids_BT[row, : len(input_ids)] = torch.tensor(input_ids)
+        labels_BT[row, : len(labels)] = torch.tensor(labels)
     return input_ids_BT, labels_BT
 
 

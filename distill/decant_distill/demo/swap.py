@@ -47,12 +47,15 @@ def draw(rng: random.Random, *, length: int, split: Split) -> Problem:
 
 
 def rationale(colour: str, *, holder: str, swaps: list[tuple[str, str]]) -> tuple[str, str]:
-    """The gold reasoning, one clause per swap carrying who holds the thing asked for, and the gold answer."""
+    """The gold reasoning, one clause per swap carrying who holds the thing asked for, and the gold answer.
+
+    A clause names the holder before it says what the swap does to the holder, so that each step looks only one clause back.
+    """
     clauses = [f"Start {colour} {holder}."]
     for ordinal, (first, second) in zip(ORDINALS, swaps, strict=False):
-        if holder in (first, second):
-            holder = second if holder == first else first
-        clauses.append(f"{ordinal} {first} and {second}: {holder}.")
+        receiver = {first: second, second: first}.get(holder)
+        clauses.append(f"{ordinal} {first} and {second}: {holder} {f'to {receiver}' if receiver else 'stays'}.")
+        holder = receiver or holder
     return " ".join(clauses), holder
 
 

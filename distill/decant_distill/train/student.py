@@ -21,9 +21,10 @@ def require_training_stack(*, quantized: bool) -> None:
             raise MissingExtraError(package, "train")
     # It announces an optional kernel package on every CPU with AVX512-BF16.
     logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
-    from transformers.utils.logging import disable_progress_bar
+    from transformers.utils.logging import disable_progress_bar, set_verbosity_error
 
     disable_progress_bar()
+    set_verbosity_error()
 
 
 def device_name() -> str:
