@@ -59,18 +59,22 @@ class EvalConfig(Config):
     output: OutputPath = Field(description="folder for predictions.jsonl and eval.json")
     stage: str = Field(description="name of the stage that is measured")
     endpoint: EndpointConfig = Field(description="where the requests go")
-    task: TaskConfig = Field(TaskConfig(), description="how a row becomes a request")
-    limit: int | None = Field(None, ge=1, description="replay only the first lines of the dataset")
+    task: TaskConfig = Field(default=TaskConfig(), description="how a row becomes a request")
+    limit: int | None = Field(default=None, ge=1, description="replay only the first lines of the dataset")
     arrival: Arrival = Field(
-        "poisson", description="open loop with Poisson or constant arrivals, or closed loop"
+        default="poisson", description="open loop with Poisson or constant arrivals, or closed loop"
     )
-    rate: float | None = Field(None, gt=0, description="requests per second that an open loop offers")
-    concurrency: int = Field(8, ge=1, description="clients of the closed loop, the warm-up and the burst")
-    seed: int = Field(0, description="seed of the arrival schedule and the warm-up prompts")
-    temperature: float = Field(0.0, ge=0, description="sampling temperature; 0 is greedy")
-    warmup: int = Field(8, ge=0, description="unscored requests sent first, with prompts of their own")
+    rate: float | None = Field(default=None, gt=0, description="requests per second that an open loop offers")
+    concurrency: int = Field(
+        default=8, ge=1, description="clients of the closed loop, the warm-up and the burst"
+    )
+    seed: int = Field(default=0, description="seed of the arrival schedule and the warm-up prompts")
+    temperature: float = Field(default=0.0, ge=0, description="sampling temperature; 0 is greedy")
+    warmup: int = Field(
+        default=8, ge=0, description="unscored requests sent first, with prompts of their own"
+    )
     saturate_requests: int = Field(
-        64,
+        default=64,
         ge=0,
         description="requests of the closed-loop burst that finds the capacity; none at token prices",
     )

@@ -14,16 +14,18 @@ class StageConfig(Config):
 
     name: str = Field(description="the stage's name in the ledger")
     eval: InputPath = Field(description="folder that `decant eval` wrote")
-    parent: str | None = Field(None, description="earlier stage to compare with, request by request")
+    parent: str | None = Field(default=None, description="earlier stage to compare with, request by request")
     allowance: float | None = Field(
-        None, ge=0, le=1, description="share of requests it may lose to its parent"
+        default=None, ge=0, le=1, description="share of requests it may lose to its parent"
     )
-    artifact: OptionalInputPath = Field(None, description="model folder or file, for the size on disk")
+    artifact: OptionalInputPath = Field(
+        default=None, description="model folder or file, for the size on disk"
+    )
     label_summary: OptionalInputPath = Field(
-        None, description="labels.summary.json whose cost the stage carries"
+        default=None, description="labels.summary.json whose cost the stage carries"
     )
     trained: OptionalInputPath = Field(
-        None, description="trained folder whose training cost the stage carries"
+        default=None, description="trained folder whose training cost the stage carries"
     )
 
 
@@ -35,21 +37,25 @@ class LedgerConfig(Config):
     )
     teacher: str = Field(description="stage that the others are to agree with and to undercut")
     output: OutputPath = Field(description="folder for ledger.json and ledger.html")
-    title: str = Field("Stage ledger", description="heading of the ledger")
+    title: str = Field(default="Stage ledger", description="heading of the ledger")
     served: str | None = Field(
-        None, description="stage that goes into use; the last one with a parent when not given"
+        default=None, description="stage that goes into use; the last one with a parent when not given"
     )
     price_per_hour: float | None = Field(
-        None, ge=0, description="$ per hour of the hardware, where a replay states none"
+        default=None, ge=0, description="$ per hour of the hardware, where a replay states none"
     )
-    volume: int = Field(1_000_000, ge=1, description="requests over which labeling and training are spread")
-    gate: bool = Field(False, description="end with exit code 2 when a stage lost more than its allowance")
+    volume: int = Field(
+        default=1_000_000, ge=1, description="requests over which labeling and training are spread"
+    )
+    gate: bool = Field(
+        default=False, description="end with exit code 2 when a stage lost more than its allowance"
+    )
     gate_rule: GateRule = Field(
-        "significant",
+        default="significant",
         description="lost: the loss exceeds the allowance and its 95% interval excludes zero (significant),"
         " or the interval does not exclude a loss of the allowance (non_inferior)",
     )
-    seed: int = Field(0, description="seed of resampling")
+    seed: int = Field(default=0, description="seed of resampling")
 
     @model_validator(mode="after")
     def _names_agree(self) -> Self:

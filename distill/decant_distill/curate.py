@@ -42,13 +42,21 @@ class CurateConfig(Config):
     labels: InputPath = Field(description="label file that `decant label` wrote")
     output: OutputPath = Field(description="training set to write (JSONL)")
     report: OptionalOutputPath = Field(
-        None, description="report; curation.json beside the output when left out"
+        default=None, description="report; curation.json beside the output when left out"
     )
-    keep: Keep = Field("all", description="all answers, those the samples agree on, or those that equal gold")
-    min_votes: int = Field(2, ge=1, description="fewest equal answers for `keep = majority`")
-    max_per_prompt: int | None = Field(None, ge=1, description="most labels kept for one prompt; first come")
-    decontaminate: OptionalInputPath = Field(None, description="evaluation dataset whose prompts are dropped")
-    task: TaskConfig = Field(TaskConfig(), description="how a row of the evaluation dataset becomes a prompt")
+    keep: Keep = Field(
+        default="all", description="all answers, those the samples agree on, or those that equal gold"
+    )
+    min_votes: int = Field(default=2, ge=1, description="fewest equal answers for `keep = majority`")
+    max_per_prompt: int | None = Field(
+        default=None, ge=1, description="most labels kept for one prompt; first come"
+    )
+    decontaminate: OptionalInputPath = Field(
+        default=None, description="evaluation dataset whose prompts are dropped"
+    )
+    task: TaskConfig = Field(
+        default=TaskConfig(), description="how a row of the evaluation dataset becomes a prompt"
+    )
 
 
 CONFIG = CurateConfig

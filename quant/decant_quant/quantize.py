@@ -29,7 +29,9 @@ class QuantizeConfig(Config):
 
     model: InputPath = Field(description="Hugging Face model folder (config.json, safetensors, tokenizer)")
     output: OutputPath = Field(description="artifact folder to write; an older one of ours is replaced")
-    method: str = Field("gguf:Q8_0", description="gguf:F32, BF16, F16, Q8_0, Q5_1, Q5_0, Q4_1 or Q4_0")
+    method: str = Field(
+        default="gguf:Q8_0", description="gguf:F32, BF16, F16, Q8_0, Q5_1, Q5_0, Q4_1 or Q4_0"
+    )
 
     @field_validator("method")
     @classmethod

@@ -50,33 +50,39 @@ class ServeConfig(Config):
 
     positional: ClassVar[tuple[str, ...]] = ("model",)
 
-    model: OptionalInputPath = Field(None, description="model folder, adapter folder, .gguf file or script")
+    model: OptionalInputPath = Field(
+        default=None, description="model folder, adapter folder, .gguf file or script"
+    )
     engine: Literal["auto", "llamacpp", "transformers", "openai", "scripted"] = Field(
-        "auto", description="what runs the model; auto goes by its kind"
+        default="auto", description="what runs the model; auto goes by its kind"
     )
-    host: str = Field("127.0.0.1", description="address to listen on")
-    port: int = Field(8000, ge=0, le=65535, description="port to listen on; 0 takes a free one")
-    ready_file: Path | None = Field(None, description="written as JSON when requests can come")
+    host: str = Field(default="127.0.0.1", description="address to listen on")
+    port: int = Field(default=8000, ge=0, le=65535, description="port to listen on; 0 takes a free one")
+    ready_file: Path | None = Field(default=None, description="written as JSON when requests can come")
     threads: int | None = Field(
-        None, ge=1, description="engine threads; every core but one if not set"
+        default=None, ge=1, description="engine threads; every core but one if not set"
     )
-    context: int = Field(2048, ge=64, description="tokens of context per request")
-    parallel: int = Field(8, ge=1, description="requests that the engine decodes at once")
-    queue_limit: int = Field(256, ge=0, description="requests that may wait before others get a 429")
+    context: int = Field(default=2048, ge=64, description="tokens of context per request")
+    parallel: int = Field(default=8, ge=1, description="requests that the engine decodes at once")
+    queue_limit: int = Field(default=256, ge=0, description="requests that may wait before others get a 429")
     request_limit_s: float = Field(
-        600.0, gt=0, description="longest time that one request may take in the engine"
+        default=600.0, gt=0, description="longest time that one request may take in the engine"
     )
-    start_limit_s: float = Field(300.0, gt=0, description="longest time that the engine may take to start")
-    drain_limit_s: float = Field(30.0, gt=0, description="how long SIGTERM waits for requests in flight")
+    start_limit_s: float = Field(
+        default=300.0, gt=0, description="longest time that the engine may take to start"
+    )
+    drain_limit_s: float = Field(
+        default=30.0, gt=0, description="how long SIGTERM waits for requests in flight"
+    )
     golden: Literal["check", "skip"] = Field(
-        "check", description="re-run the artifact's golden prompts first"
+        default="check", description="re-run the artifact's golden prompts first"
     )
-    check_only: bool = Field(False, description="print the golden report as JSON and stop")
-    timing_log: Path | None = Field(None, description="JSONL file for every request's timing")
-    base_url: str | None = Field(None, description="remote endpoint, with its /v1 (openai engine)")
-    api_key_env: str | None = Field(None, description="environment variable with the remote API key")
+    check_only: bool = Field(default=False, description="print the golden report as JSON and stop")
+    timing_log: Path | None = Field(default=None, description="JSONL file for every request's timing")
+    base_url: str | None = Field(default=None, description="remote endpoint, with its /v1 (openai engine)")
+    api_key_env: str | None = Field(default=None, description="environment variable with the remote API key")
     model_name: str | None = Field(
-        None, description="model id to serve under; on the openai engine the remote one"
+        default=None, description="model id to serve under; on the openai engine the remote one"
     )
 
     @model_validator(mode="after")
@@ -210,7 +216,7 @@ def _settings(config: ServeConfig, target: Target, folder: Path) -> EngineSettin
 
 
 def _threads(config: ServeConfig) -> int:
-    """A core is left to the gateway: engine threads that spin at a barrier for one without a core cost tenfold."""
+    """One core is left to the gateway: threads that spin at a barrier for one without a core cost tenfold."""
     return config.threads or max(1, len(os.sched_getaffinity(0)) - 1)
 
 
@@ -258,8 +264,11 @@ def _reachable(host: str) -> str:
 
 @contextmanager
 def _runtime_folder() -> Generator[Path]:
-    """A folder that only we can enter, for the engine's socket."""
-    folder = Path(tempfile.mkdtemp(prefix="decant-"))
+    """A folder that only we can enter, for the engine's socket; those of killed servers are cleared away."""
+    for left in Path(tempfile.gettempdir()).glob("decant-serve-*-*"):
+        if not Path("/proc", left.name.split("-")[2]).exists():
+            shutil.rmtree(left, ignore_errors=True)
+    folder = Path(tempfile.mkdtemp(prefix=f"decant-serve-{os.getpid()}-"))
     try:
         if len(os.fsencode(folder)) > _SOCKET_PATH_BYTES - len("/engine.sock"):
             raise ConfigError(f"{folder}: too long for a socket's path; set TMPDIR to a shorter one")

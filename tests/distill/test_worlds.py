@@ -1,6 +1,7 @@
 """The bundled worlds: chance levels, rationales, splits, tokenizer, and the weights that ship."""
 
 import json
+import operator
 import random
 import re
 from collections import Counter
@@ -9,11 +10,13 @@ from typing import Any
 
 import pytest
 
+from decant.artifact import verify_files
 from decant.config import Config
 from decant_distill.demo import counter, swap
-from decant_distill.demo.language import noisy_completion
+from decant_distill.demo.language import noisy_lesson
 from decant_distill.demo.problem import WORLDS, Problem, Split, World, split_of
 from decant_distill.demo.problems import ProblemsConfig, draw_split, run
+from decant_distill.demo.sampling import accuracy
 from decant_distill.demo.tokenizer import train_tokenizer
 
 WEIGHTS = Path(counter.__file__).parent / "weights"
@@ -23,7 +26,10 @@ MODULES = {"counter": counter, "swap": swap}
 def draw_problems(world: World, count: int, *, split: Split = "train", seed: int = 0) -> list[Problem]:
     rng = random.Random(seed)
     module = MODULES[world]
-    return [module.draw(rng, length=rng.randint(module.MIN_LENGTH, module.MAX_LENGTH), split=split) for _ in range(count)]
+    return [
+        module.draw(rng, length=rng.randint(module.MIN_LENGTH, module.MAX_LENGTH), split=split)
+        for _ in range(count)
+    ]
 
 
 def solve_counter(prompt: str) -> str:
@@ -41,7 +47,7 @@ def solve_counter(prompt: str) -> str:
 
 def solve_swap(prompt: str) -> str:
     """The same for swaps: moves all five things, not only the one asked for."""
-    holder = dict(re.findall(r"(\w+) with (\w+)", prompt.split(".")[0]))
+    holder = dict(re.findall(r"(\w+) (\w+)'s", prompt.split(".", maxsplit=1)[0]))
     for step in prompt.split(". ")[1:-1]:
         first, second = [word for word in re.findall(r"[A-Z]\w+", step)[1:] if word in holder.values()]
         holder = {colour: {first: second, second: first}.get(name, name) for colour, name in holder.items()}
@@ -69,12 +75,15 @@ def test_a_rationale_has_a_clause_per_step_and_ends_at_the_answer(world: World) 
 
 
 def test_every_clause_of_a_counter_rationale_computes() -> None:
-    signs = {"plus": "+", "minus": "-", "times": "*"}
+    arithmetic = {"plus": operator.add, "minus": operator.sub, "times": operator.mul}
     for problem in draw_problems("counter", 100):
-        digit = int(re.findall(r"Start (\d)", problem.reasoning)[0])
-        for action, amount, after in re.findall(r"(plus|minus|times) (\d) is (\d)", problem.reasoning):
-            digit = eval(f"{digit} {signs[action]} {amount}") % 10
-            assert digit == int(after)
+        before = re.findall(r"Start (\d)", problem.reasoning)[0]
+        for state, action, amount, after in re.findall(
+            r"(\d) (plus|minus|times) (\d) is (\d)", problem.reasoning
+        ):
+            assert state == before
+            assert int(after) == arithmetic[action](int(state), int(amount)) % 10
+            before = after
 
 
 @pytest.mark.parametrize(("world", "chance"), [("counter", 0.1), ("swap", 0.2)])
@@ -84,16 +93,20 @@ def test_a_constant_guess_is_at_chance(world: World, chance: float) -> None:
     if world == "counter":
         shares = [share / count for share in Counter(problem.answer for problem in problems).values()]
     else:
-        places = Counter(re.findall(r"with (\w+)", problem.prompt).index(problem.answer) for problem in problems)
+        places = Counter(re.findall(r"(\w+)'s", problem.prompt).index(problem.answer) for problem in problems)
         shares = [share / count for share in places.values()]
     assert len(shares) == round(1 / chance)
     assert all(abs(share - chance) < 4 * (chance * (1 - chance) / count) ** 0.5 for share in shares)
 
 
 def test_multipliers_keep_every_answer_possible() -> None:
-    used = {amount for p in draw_problems("counter", 300) for amount in re.findall(r"times (\d)", p.reasoning)}
+    used = {
+        amount for p in draw_problems("counter", 300) for amount in re.findall(r"times (\d)", p.reasoning)
+    }
     assert used == {"3", "7", "9"}
-    assert all(sorted(counter.apply(digit, "times", int(k)) for digit in range(10)) == list(range(10)) for k in used)
+    assert all(
+        sorted(counter.apply(digit, "times", int(k)) for digit in range(10)) == list(range(10)) for k in used
+    )
 
 
 @pytest.mark.parametrize("world", WORLDS)
@@ -105,7 +118,9 @@ def test_no_chain_is_in_two_splits_and_no_prompt_twice_in_one(world: World) -> N
         assert len({problem.prompt for problem in problems}) == 300
         assert all(split_of(world, problem.operations) == split for problem in problems)
         chains[split] = {problem.operations for problem in problems}
-    assert not (chains["train"] & chains["test"] or chains["train"] & chains["dev"] or chains["dev"] & chains["test"])
+    assert not chains["train"] & chains["test"]
+    assert not chains["train"] & chains["dev"]
+    assert not chains["dev"] & chains["test"]
 
 
 def test_a_length_out_of_chains_gives_new_wordings_and_counts_them() -> None:
@@ -132,7 +147,13 @@ def test_held_out_phrasings_never_occur_in_training(world: World) -> None:
 
 def test_the_same_seed_writes_the_same_files_and_a_longer_file_begins_the_same(tmp_path: Path) -> None:
     def written(folder: str, **changes: Any) -> list[str]:
-        settings: dict[str, Any] = {"world": "both", "train_count": 20, "dev_count": 4, "test_count": 4, **changes}
+        settings: dict[str, Any] = {
+            "world": "both",
+            "train_count": 20,
+            "dev_count": 4,
+            "test_count": 4,
+            **changes,
+        }
         run(ProblemsConfig(output_folder=tmp_path / folder, **settings))
         return [(tmp_path / folder / f"{split}.jsonl").read_text() for split in ("train", "dev", "test")]
 
@@ -154,15 +175,31 @@ def test_the_problems_stage_is_configured_like_every_other() -> None:
 def test_the_language_corpus_holds_no_answers(world: World, chance: float) -> None:
     rng = random.Random(1)
     problems = draw_problems(world, 2000)
-    texts = [noisy_completion(problem, rng=rng) for problem in problems]
-    answers = [re.findall(r"Answer: (\w+)", text)[0] for text in texts]
-    right = sum(answer == problem.answer for answer, problem in zip(answers, problems, strict=True)) / len(problems)
+    lessons = [noisy_lesson(problem, rng=rng) for problem in problems]
+    answers = [
+        re.findall(r"Answer: (\w+)", "".join(text for text, _ in lesson.pieces))[0] for lesson in lessons
+    ]
+    right = sum(answer == problem.answer for answer, problem in zip(answers, problems, strict=True)) / len(
+        problems
+    )
     assert abs(right - chance) < 4 * (chance * (1 - chance) / len(problems)) ** 0.5
+
+
+def test_the_language_corpus_teaches_no_state() -> None:
+    lesson = noisy_lesson(draw_problems("counter", 1)[0], rng=random.Random(0))
+    taught = "".join(text for text, is_taught in lesson.pieces if is_taught)
+    assert "is." in taught
+    assert not re.search(r"is \d", taught)
 
 
 @pytest.fixture(scope="module")
 def tokenizer() -> Any:
-    problems = [problem for world in WORLDS for split in ("train", "dev") for problem in draw_problems(world, 600, split=split)]
+    problems = [
+        problem
+        for world in WORLDS
+        for split in ("train", "dev")
+        for problem in draw_problems(world, 600, split=split)
+    ]
     return train_tokenizer([text for problem in problems for text in (problem.prompt, problem.completion())])
 
 
@@ -177,14 +214,78 @@ def test_words_and_digits_are_single_tokens(tokenizer: Any) -> None:
 
 
 def test_any_text_survives_the_tokenizer(tokenizer: Any) -> None:
-    for text in ("naïve café, 12 + 34 = 46", "日本語 🙂\u200d\t\r\n  two  spaces", "\x00\x7f\u00ad", "It's  7 .", ""):
+    for text in (
+        "naïve café, 12 + 34 = 46",
+        "日本語 🙂\u200d\t\r\n  two  spaces",
+        "\x00\x7f\u00ad",
+        "It's  7 .",
+        "",
+    ):
         assert tokenizer.decode(tokenizer.encode(text)) == text
 
 
 def test_the_rendered_prompt_begins_the_whole_conversation(tokenizer: Any) -> None:
-    messages = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Who has the red hat?"}]
+    messages = [
+        {"role": "system", "content": "Be brief."},
+        {"role": "user", "content": "Who has the red hat?"},
+    ]
     prompt = tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
-    whole = tokenizer.apply_chat_template([*messages, {"role": "assistant", "content": "Answer: Ann"}], tokenize=False)
+    whole = tokenizer.apply_chat_template(
+        [*messages, {"role": "assistant", "content": "Answer: Ann"}], tokenize=False
+    )
     assert prompt == "<|system|>Be brief.<|end|><|user|>Who has the red hat?<|end|><|assistant|>"
     assert whole == f"{prompt}Answer: Ann<|end|>"
-    assert tokenizer(whole)["input_ids"][: len(tokenizer(prompt)["input_ids"])] == tokenizer(prompt)["input_ids"]
+    assert (
+        tokenizer(whole)["input_ids"][: len(tokenizer(prompt)["input_ids"])] == tokenizer(prompt)["input_ids"]
+    )
+
+
+def load(name: str) -> tuple[Any, Any]:
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    folder = WEIGHTS / name
+    return (
+        AutoModelForCausalLM.from_pretrained(folder, dtype="float32", local_files_only=True).eval(),
+        AutoTokenizer.from_pretrained(folder, local_files_only=True),
+    )
+
+
+def test_the_shipped_weights_are_small_whole_and_of_the_promised_shapes() -> None:
+    manifests = {name: verify_files(WEIGHTS / name) for name in ("teacher", "student-base")}
+    assert sum(path.stat().st_size for path in WEIGHTS.rglob("*") if path.is_file()) < 8_000_000
+    assert 1_000_000 < manifests["teacher"].measurements["parameters"] < 2_000_000
+    assert 200_000 < manifests["student-base"].measurements["parameters"] < 500_000
+    for name in manifests:
+        shape = json.loads((WEIGHTS / name / "config.json").read_text())
+        assert shape["head_dim"] in (32, 64)
+        assert shape["num_key_value_heads"] >= 2
+        assert not any(shape[key] % 64 for key in ("hidden_size", "intermediate_size", "vocab_size"))
+
+
+def test_the_shipped_tokenizer_is_the_one_the_script_trains(tokenizer: Any) -> None:
+    from decant_distill.demo.build import tokenizer_texts
+
+    shipped = load("teacher")[1]
+    assert shipped.get_vocab() == train_tokenizer(tokenizer_texts()).get_vocab()
+    assert shipped.chat_template == tokenizer.chat_template
+    assert (WEIGHTS / "teacher/tokenizer.json").read_bytes() == (
+        WEIGHTS / "student-base/tokenizer.json"
+    ).read_bytes()
+
+
+@pytest.mark.parametrize("world", WORLDS)
+def test_the_shipped_teacher_solves_its_worlds_and_the_student_base_does_not(world: World) -> None:
+    problems = draw_problems(world, 40, split="test", seed=3)
+    shares = {}
+    for name in ("teacher", "student-base"):
+        model, tokenizer = load(name)
+        shares[name] = accuracy(model, problems, tokenizer=tokenizer, temperature=0.0, seed=0)
+    assert shares["teacher"] > 0.7
+    assert shares["student-base"] < 0.45
+
+
+@pytest.mark.parametrize("world", WORLDS)
+def test_the_teacher_sampled_once_was_measured_inside_the_promised_window(world: World) -> None:
+    measurements = verify_files(WEIGHTS / "teacher").measurements
+    assert measurements["problems_per_world"] >= 500
+    assert 0.85 <= measurements["dev_accuracy_sampled_once"][world] <= 0.95

@@ -32,7 +32,8 @@ from decant_serve.engines.transformers import Transformers, as_in_training
 from decant_serve.golden_check import check_golden
 from decant_serve.target import find_target
 
-_START_LIMIT_S = 50.0
+# Long enough for a machine that does other things beside; see the timeout marks.
+_START_LIMIT_S = 150.0
 _SPECIALS = ["<|pad|>", "<|system|>", "<|user|>", "<|assistant|>", "<|fin|>"]
 _TEXTS = ["the cat sat on the mat and said 1 2 3 4 5", "hello world to all of us", "Grüße aus München 🙂"]
 TEMPLATE = (
@@ -44,7 +45,7 @@ _ENDS_AFTER = 7
 _MAX_TOKENS = 16
 
 
-def train_tokenizer(*, texts: Sequence[str] = tuple(_TEXTS)) -> Any:
+def train_tokenizer(template: str, **settings: Any) -> Any:
     """A byte-level BPE of at most 320 tokens with a chat template."""
     plain = Tokenizer(models.BPE())
     plain.pre_tokenizer, plain.decoder = (
@@ -55,11 +56,11 @@ def train_tokenizer(*, texts: Sequence[str] = tuple(_TEXTS)) -> Any:
     trainer = trainers.BpeTrainer(
         vocab_size=320, initial_alphabet=alphabet, special_tokens=_SPECIALS, show_progress=False
     )
-    plain.train_from_iterator(list(texts) * 10, trainer)
+    plain.train_from_iterator(_TEXTS * 10, trainer)
     tokenizer: Any = transformers.PreTrainedTokenizerFast(
-        tokenizer_object=plain, pad_token="<|pad|>", eos_token="<|fin|>"
+        tokenizer_object=plain, pad_token="<|pad|>", eos_token="<|fin|>", **settings
     )
-    tokenizer.chat_template = TEMPLATE
+    tokenizer.chat_template = template
     return tokenizer
 
 
@@ -75,7 +76,7 @@ def random_llama(tokenizer: Any, *, seed: int = 0) -> Any:
         max_position_embeddings=512,
         tie_word_embeddings=False,
         initializer_range=0.4,
-        bos_token_id=None,
+        bos_token_id=tokenizer.bos_token_id,
         eos_token_id=tokenizer.eos_token_id,
         pad_token_id=tokenizer.pad_token_id,
     )
@@ -185,7 +186,18 @@ class TinyModel:
 @pytest.fixture(scope="session")
 def tiny_model() -> TinyModel:
     """A random Llama whose first golden prompt ends by itself."""
-    tokenizer = train_tokenizer()
+    return make_tiny_model(TEMPLATE)
+
+
+@pytest.fixture(scope="session")
+def tiny_model_with_begin() -> TinyModel:
+    """The same with a template that writes the begin token, which the tokenizer adds to plain text too."""
+    return make_tiny_model("{{ bos_token }}" + TEMPLATE, bos_token="<|system|>", add_bos_token=True)
+
+
+def make_tiny_model(template: str, **settings: Any) -> TinyModel:
+    """Trains the tokenizer, draws the weights, records the golden prompts."""
+    tokenizer = train_tokenizer(template, **settings)
     model = random_llama(tokenizer)
     first = tokenizer.apply_chat_template(chat(_QUESTIONS[0]), add_generation_prompt=True, return_dict=False)
     plant_end(model, first, tokenizer.eos_token_id)
@@ -206,7 +218,8 @@ def tiny_gguf(tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Pa
     pytest.importorskip("gguf")
     pytest.importorskip("xllamacpp")
     output = tmp_path_factory.mktemp("gguf") / "tiny-f16"
-    decant("quantize", str(tiny_folder), "--output", str(output), "--method", "gguf:F16").check_returncode()
+    done = decant("quantize", str(tiny_folder), "--output", str(output), "--method", "gguf:F16")
+    assert done.returncode == 0, done.stderr
     return output
 
 

@@ -18,6 +18,8 @@ from decant.artifact import write_manifest
 from decant.files import sha256_path
 from decant.golden import GoldenReport, GoldenSet
 
+pytestmark = pytest.mark.timeout(240)
+
 Check = Callable[[Path], Awaitable[GoldenReport]]
 
 

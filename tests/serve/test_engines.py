@@ -10,6 +10,8 @@ import httpx
 import openai
 import pytest
 
+pytestmark = pytest.mark.timeout(240)
+
 Serve = Callable[..., Any]
 HELLO = {"chunks": ["Hello", " world", " and", " all", " of", " us"], "gaps_s": [0.01], "prompt_tokens": 3}
 

@@ -17,6 +17,8 @@ import argparse, json, os, sys
 from dataclasses import asdict
 from decant_serve.engines.llamacpp import LlamaSettings
 
+pytestmark = pytest.mark.timeout(240)
+
 flags = argparse.ArgumentParser()
 for name in ("--model", "--alias", "--host", "--temp", "--top-p", "--min-p"):
     flags.add_argument(name, required=True)

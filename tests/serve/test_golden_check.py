@@ -13,6 +13,8 @@ from safetensors.torch import load_file, save_file
 from decant.artifact import read_manifest, write_manifest
 from decant.golden import GoldenReport
 
+pytestmark = pytest.mark.timeout(240)
+
 RunDecant = Callable[..., Any]
 Check = Callable[[Path], Awaitable[GoldenReport]]
 
@@ -115,6 +117,16 @@ def test_llamacpp_reproduces_the_golden_prompts(tiny_gguf: Path, run_decant: Run
     report = GoldenReport.model_validate_json(done.stdout)
     assert done.returncode == 0
     assert (report.checked, report.flips) == (3, 0)
+
+
+def test_a_begin_token_in_the_template_is_no_break(
+    tiny_model_with_begin: Any, tmp_path: Path, run_decant: RunDecant
+) -> None:
+    """llama.cpp cuts it off the rendered text and lets the tokenizer add it."""
+    folder = tiny_model_with_begin.save(tmp_path / "begin")
+    done = run_decant("quantize", folder, "--output", tmp_path / "gguf", "--method", "gguf:F16")
+    assert done.returncode == 0, done.stderr
+    assert "golden prompts: 3 reproduced" in done.stdout
 
 
 @pytest.mark.parametrize(

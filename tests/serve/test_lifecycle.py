@@ -13,6 +13,9 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import pytest
+
+pytestmark = pytest.mark.timeout(240)
 
 RunDecant = Callable[..., Any]
 Serve = Callable[..., Any]

@@ -1,6 +1,7 @@
 """Trains the bundled tokenizer, teacher and student base from nothing: `python -m decant_distill.demo.build`.
 
-The teacher is stopped while one answer sampled at temperature 1 is right 85 to 95 times in 100 on each world, so that
+The teacher is stopped while one answer sampled at temperature 1 is right 85 to 95 times in 100 on each
+world, so that
 votes and filters have work to do. The student base learns the worlds' language only (see `language.py`).
 """
 
@@ -28,15 +29,16 @@ WEIGHTS = Path(__file__).with_name("weights")
 SEED = 20
 
 TEACHER_SHAPE = Shape(layers=4, intermediate_size=512)
-TEACHER_SCHEDULE = Schedule(steps=1700)
+TEACHER_SCHEDULE = Schedule(steps=1800)
 BASE_SHAPE = Shape(layers=2)
-BASE_SCHEDULE = Schedule(steps=800)
+BASE_SCHEDULE = Schedule(steps=600)
 READING_RECITALS, LATER_RECITALS = 0.7, 0.1
 
 # Aimed at the middle of 85-95 %, wide enough for the noise of 600 samples (standard error 1.2 points).
 WINDOW = (0.87, 0.94)
 _PROBE_COUNT, _FINAL_COUNT = 200, 600
 _PROBE_EVERY = 50
+_PROBE_FROM = 0.5
 _GOLDEN_PROMPTS, _GOLDEN_TOKENS = 4, 96
 
 
@@ -44,29 +46,45 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Builds both models and writes them with their measurements."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--output", type=Path, default=WEIGHTS, help="folder for teacher/ and student-base/")
-    parser.add_argument("--only", choices=("teacher", "student-base"), help="build one of the two (default: both)")
+    parser.add_argument(
+        "--only", choices=("teacher", "student-base"), help="build one of the two (default: both)"
+    )
     options = parser.parse_args(arguments)
     tokenizer = train_tokenizer(tokenizer_texts())
-    builders: dict[str, Callable[[Any], tuple[Any, dict[str, Any]]]] = {"teacher": build_teacher, "student-base": build_base}
+    builders: dict[str, Callable[[Any], tuple[Any, dict[str, Any]]]] = {
+        "teacher": build_teacher,
+        "student-base": build_base,
+    }
     for name, builder in builders.items():
         if options.only in (None, name):
             started = time.monotonic()
             model, measured = builder(tokenizer)
             save(model, tokenizer, folder=options.output / name, measured=measured)
-            print(f"{name}: saved to {options.output / name} after {time.monotonic() - started:.0f} s", flush=True)
+            print(
+                f"{name}: saved to {options.output / name} after {time.monotonic() - started:.0f} s",
+                flush=True,
+            )
 
 
 def tokenizer_texts() -> list[str]:
     """Prompts and completions of both worlds with every name and phrasing, held-out ones too."""
     rng = random.Random(SEED)
-    problems = [problem for split in ("train", "dev") for world in WORLDS for problem in draw_many(rng, world, split, 3000)]
+    problems = [
+        problem
+        for split in ("train", "dev")
+        for world in WORLDS
+        for problem in draw_many(rng, world, split, 3000)
+    ]
     return [text for problem in problems for text in (problem.prompt, problem.completion())]
 
 
 def draw_many(rng: random.Random, world: World, split: Split, count: int) -> list[Problem]:
     """Problems of uniform length from one world."""
     module = counter if world == "counter" else swap
-    return [module.draw(rng, length=rng.randint(module.MIN_LENGTH, module.MAX_LENGTH), split=split) for _ in range(count)]
+    return [
+        module.draw(rng, length=rng.randint(module.MIN_LENGTH, module.MAX_LENGTH), split=split)
+        for _ in range(count)
+    ]
 
 
 @dataclass(slots=True)
@@ -82,7 +100,9 @@ class Mixture:
 
 
 def build_teacher(tokenizer: Any) -> tuple[Any, dict[str, Any]]:
-    """The teacher at the first probe where both worlds are inside the window; TrainingError when there is none."""
+    """The teacher at the first probe where both worlds are inside the window; TrainingError when there is
+    none.
+    """
     model = new_model(TEACHER_SHAPE, tokenizer=tokenizer, seed=SEED)
     rng, mixture = random.Random(SEED), Mixture()
 
@@ -97,17 +117,24 @@ def build_teacher(tokenizer: Any) -> tuple[Any, dict[str, Any]]:
         if progress.step % _PROBE_EVERY:
             continue
         report("teacher", progress)
-        if progress.step < TEACHER_SCHEDULE.steps * TEACHER_SCHEDULE.growing_share:
+        if progress.step < TEACHER_SCHEDULE.steps * _PROBE_FROM:
             continue
         measured = measure(model, tokenizer, split="dev", count=_PROBE_COUNT, temperature=1.0)
-        print(f"teacher: sampled once, right on dev: {measured}; counter share {mixture.counter_share:.2f}", flush=True)
+        print(
+            f"teacher: sampled once, right on dev: {measured}; counter share {mixture.counter_share:.2f}",
+            flush=True,
+        )
         mixture.adapt(measured)
         if all(value >= WINDOW[0] - 0.02 for value in measured.values()):
             final = measure(model, tokenizer, split="dev", count=_FINAL_COUNT, temperature=1.0)
             print(f"teacher: of {_FINAL_COUNT} each: {final}", flush=True)
             if all(WINDOW[0] <= value <= WINDOW[1] for value in final.values()):
-                return model, describe(model, tokenizer, progress, shape=TEACHER_SHAPE, schedule=TEACHER_SCHEDULE)
-    raise TrainingError("teacher: no probe found both worlds inside the window; change SEED or TEACHER_SCHEDULE in build.py")
+                return model, describe(
+                    model, tokenizer, progress, shape=TEACHER_SHAPE, schedule=TEACHER_SCHEDULE
+                )
+    raise TrainingError(
+        "teacher: no probe found both worlds inside the window; change SEED or TEACHER_SCHEDULE in build.py"
+    )
 
 
 def build_base(tokenizer: Any) -> tuple[Any, dict[str, Any]]:
@@ -116,7 +143,7 @@ def build_base(tokenizer: Any) -> tuple[Any, dict[str, Any]]:
     rng = random.Random(SEED)
 
     def draw(share: float) -> Lesson:
-        if rng.random() < (READING_RECITALS if share == 0 else LATER_RECITALS):
+        if share == 0 and rng.random() < READING_RECITALS:
             return recital(rng)
         problem = draw_problem(rng, world=rng.choice(WORLDS), share=share)
         return noisy_lesson(problem, rng=rng)
@@ -129,13 +156,22 @@ def build_base(tokenizer: Any) -> tuple[Any, dict[str, Any]]:
     return model, describe(model, tokenizer, progress, shape=BASE_SHAPE, schedule=BASE_SCHEDULE)
 
 
-def measure(model: Any, tokenizer: Any, *, split: Split, count: int, temperature: float) -> dict[World, float]:
+def measure(
+    model: Any, tokenizer: Any, *, split: Split, count: int, temperature: float
+) -> dict[World, float]:
     """Accuracy per world on problems of that split, which use held-out phrasings half of the time."""
     model.eval()
     rng = random.Random(SEED + 1)
-    measured = {
+    measured: dict[World, float] = {
         world: round(
-            accuracy(model, draw_many(rng, world, split, count), tokenizer=tokenizer, temperature=temperature, seed=SEED), 4
+            accuracy(
+                model,
+                draw_many(rng, world, split, count),
+                tokenizer=tokenizer,
+                temperature=temperature,
+                seed=SEED,
+            ),
+            4,
         )
         for world in WORLDS
     }
@@ -143,8 +179,12 @@ def measure(model: Any, tokenizer: Any, *, split: Split, count: int, temperature
     return measured
 
 
-def describe(model: Any, tokenizer: Any, progress: Progress, *, shape: Shape, schedule: Schedule) -> dict[str, Any]:
-    """What the shipped json says of a model: how it was made and how often it is right, its weights rounded to bf16."""
+def describe(
+    model: Any, tokenizer: Any, progress: Progress, *, shape: Shape, schedule: Schedule
+) -> dict[str, Any]:
+    """What the shipped json says of a model: how it was made and how often it is right, its weights rounded
+    to bf16.
+    """
     import torch
 
     model.to(torch.bfloat16).float()
@@ -156,15 +196,21 @@ def describe(model: Any, tokenizer: Any, progress: Progress, *, shape: Shape, sc
         "steps": progress.step,
         "tokens": progress.tokens,
         "problems_per_world": _FINAL_COUNT,
-        "dev_accuracy_sampled_once": measure(model, tokenizer, split="dev", count=_FINAL_COUNT, temperature=1.0),
+        "dev_accuracy_sampled_once": measure(
+            model, tokenizer, split="dev", count=_FINAL_COUNT, temperature=1.0
+        ),
         "dev_accuracy_greedy": measure(model, tokenizer, split="dev", count=_FINAL_COUNT, temperature=0.0),
-        "test_accuracy_sampled_once": measure(model, tokenizer, split="test", count=_FINAL_COUNT, temperature=1.0),
+        "test_accuracy_sampled_once": measure(
+            model, tokenizer, split="test", count=_FINAL_COUNT, temperature=1.0
+        ),
         "test_accuracy_greedy": measure(model, tokenizer, split="test", count=_FINAL_COUNT, temperature=0.0),
     }
 
 
 def save(model: Any, tokenizer: Any, *, folder: Path, measured: dict[str, Any]) -> None:
-    """An artifact as the ecosystem expects it: bf16 safetensors, tokenizer, chat template, generation config, manifest."""
+    """An artifact as the ecosystem expects it: bf16 safetensors, tokenizer, chat template, generation
+    config, manifest.
+    """
     import torch
 
     conversations = [
@@ -187,7 +233,10 @@ def save(model: Any, tokenizer: Any, *, folder: Path, measured: dict[str, Any]) 
 def report(name: str, progress: Progress) -> None:
     """One line on where training stands."""
     rate = progress.tokens / progress.seconds
-    print(f"{name}: step {progress.step} loss {progress.loss:.3f} {rate:,.0f} tok/s {progress.seconds:.0f} s", flush=True)
+    print(
+        f"{name}: step {progress.step} loss {progress.loss:.3f} {rate:,.0f} tok/s {progress.seconds:.0f} s",
+        flush=True,
+    )
 
 
 if __name__ == "__main__":

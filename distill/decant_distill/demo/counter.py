@@ -1,6 +1,7 @@
 """The counter world: a display of one digit goes up, goes down and is multiplied, modulo ten.
 
-Multipliers are units modulo ten and the first digit is uniform, so every answer is equally likely: chance is 10 %.
+Multipliers are units modulo ten and the first digit is uniform, so every answer is equally likely: chance
+is 10 %.
 """
 
 import random
@@ -15,7 +16,11 @@ ACTIONS: tuple[str, ...] = ("plus", "minus", "times")
 OBJECTS: tuple[str, ...] = ("display", "counter", "dial", "meter", "screen")
 
 OPENINGS = Phrasings(
-    taught=("{name}'s {thing} shows {digit}.", "The {thing} of {name} shows {digit}.", "{name}'s {thing} reads {digit}."),
+    taught=(
+        "{name}'s {thing} shows {digit}.",
+        "The {thing} of {name} shows {digit}.",
+        "{name}'s {thing} reads {digit}.",
+    ),
     held_out=("The {thing} of {name} reads {digit}.",),
 )
 QUESTIONS = Phrasings(
@@ -24,16 +29,34 @@ QUESTIONS = Phrasings(
 )
 STEPS: dict[str, Phrasings] = {
     "plus": Phrasings(
-        taught=("it goes up by {amount}.", "it rises by {amount}.", "add {amount}.", "it then gains {amount}."),
+        taught=(
+            "it goes up by {amount}.",
+            "it rises by {amount}.",
+            "add {amount}.",
+            "it then gains {amount}.",
+        ),
         held_out=("it then rises by {amount}.", "it gains {amount}.", "then add {amount}."),
     ),
     "minus": Phrasings(
-        taught=("it goes down by {amount}.", "it falls by {amount}.", "take away {amount}.", "it then loses {amount}."),
+        taught=(
+            "it goes down by {amount}.",
+            "it falls by {amount}.",
+            "take away {amount}.",
+            "it then loses {amount}.",
+        ),
         held_out=("it then falls by {amount}.", "it loses {amount}.", "then take away {amount}."),
     ),
     "times": Phrasings(
-        taught=("it is multiplied by {amount}.", "multiply it by {amount}.", "it is then scaled by {amount}."),
-        held_out=("it is then multiplied by {amount}.", "it is scaled by {amount}.", "then multiply it by {amount}."),
+        taught=(
+            "it is multiplied by {amount}.",
+            "multiply it by {amount}.",
+            "it is then scaled by {amount}.",
+        ),
+        held_out=(
+            "it is then multiplied by {amount}.",
+            "it is scaled by {amount}.",
+            "then multiply it by {amount}.",
+        ),
     ),
 }
 
@@ -74,7 +97,9 @@ def _draw_step(rng: random.Random) -> tuple[str, int]:
 
 
 def _prompt(rng: random.Random, *, start: int, steps: list[tuple[str, int]], split: Split) -> str:
-    opening = OPENINGS.choose(rng, split).format(name=rng.choice(NAMES), thing=rng.choice(OBJECTS), digit=start)
+    opening = OPENINGS.choose(rng, split).format(
+        name=rng.choice(NAMES), thing=rng.choice(OBJECTS), digit=start
+    )
     sentences = [
         f"{ordinal} {STEPS[action].choose(rng, split).format(amount=amount)}"
         for ordinal, (action, amount) in zip(ORDINALS, steps, strict=False)

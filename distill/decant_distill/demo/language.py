@@ -1,7 +1,9 @@
-"""The student base's corpus: how the worlds speak, with every derived state drawn at random, so that no answer can be learned from it.
+"""The student base's corpus: how the worlds speak, with every derived state random.
 
-A text restates what its prompt says: the start, and each step in order. The digit or holder that it derives from a step is
-noise, and is read but not taught: a base taught that digits are noise has to unlearn it first. Its answer is taught noise. Recitals read a prompt back in another order; they teach looking things up, and nothing else does as soon.
+A text restates what its prompt says: the start, and each step in order. The digit or holder that it derives
+from a step, and its answer, are noise, which is read but not taught: taught to shrug there, a student would
+have to unlearn it first. Recitals read a prompt back in another order; nothing else teaches looking things up
+as soon.
 """
 
 import random
@@ -22,26 +24,25 @@ def noisy_lesson(problem: Problem, *, rng: random.Random) -> Lesson:
     States are digits for the counter and the people of the problem for the swaps, all equally likely.
     """
     start, *clauses = problem.reasoning.rstrip(".").split(". ")
-    state = start.split()[-1]
     if problem.world == "counter":
         states = [str(digit) for digit in range(10)]
-        reasoning = _noisy_counter(clauses, start=state, states=states, rng=rng)
+        reasoning = _noisy_counter(clauses, start=start.split()[-1], states=states, rng=rng)
     else:
         words = set(re.findall(r"\w+", problem.prompt))
         states = [name for name in NAMES if name in words]
-        reasoning = _noisy_swap(clauses, start=state, states=states, rng=rng)
+        reasoning = _noisy_swap(clauses, states=states, rng=rng)
     pieces = ((start, True), *reasoning, (".", True))
-    answer = f"{ANSWER_MARKER} {rng.choice(states)}"
+    answer = ((ANSWER_MARKER, True), (f" {rng.choice(states)}", False))
     placement = rng.choice(PLACEMENTS)
     if placement == "answer_only":
-        return Lesson.whole(problem.prompt, answer)
-    before, after = ((), pieces) if placement == "answer_then_rationale" else (pieces, ())
-    joined = f"{chr(10) if before else ''}{answer}{chr(10) if after else ''}"
-    return Lesson(problem.prompt, (*before, (joined, True), *after))
+        return Lesson(problem.prompt, answer)
+    if placement == "answer_then_rationale":
+        return Lesson(problem.prompt, (*answer, (f"\n{start}", True), *pieces[1:]))
+    return Lesson(problem.prompt, (*pieces, (f"\n{ANSWER_MARKER}", True), answer[1]))
 
 
 def recital(rng: random.Random, *, most: int = 3) -> Lesson:
-    """A prompt that lists who has what or who swaps with whom, and what it says read back in another order."""
+    """A prompt that lists who has what or who swaps with whom, read back in another order."""
     count = rng.randint(2, most)
     people = rng.sample(NAMES, 2 * count)
     if rng.random() < 0.5:
@@ -57,7 +58,9 @@ def recital(rng: random.Random, *, most: int = 3) -> Lesson:
     return Lesson.whole(prompt, f"Start {'. '.join(facts)}.")
 
 
-def _noisy_counter(clauses: list[str], *, start: str, states: list[str], rng: random.Random) -> list[tuple[str, bool]]:
+def _noisy_counter(
+    clauses: list[str], *, start: str, states: list[str], rng: random.Random
+) -> list[tuple[str, bool]]:
     pieces, state = [], start
     for clause in clauses:
         ordinal, _, action, amount, *_ = clause.split()
@@ -67,13 +70,8 @@ def _noisy_counter(clauses: list[str], *, start: str, states: list[str], rng: ra
     return pieces
 
 
-def _noisy_swap(clauses: list[str], *, start: str, states: list[str], rng: random.Random) -> list[tuple[str, bool]]:
-    pieces, holder = [], start
+def _noisy_swap(clauses: list[str], *, states: list[str], rng: random.Random) -> list[tuple[str, bool]]:
+    pieces: list[tuple[str, bool]] = []
     for clause in clauses:
-        receiver = rng.choice([None, *states])
-        pieces += [
-            (f". {clause.partition(':')[0]}: {holder}", True),
-            (f" to {receiver}" if receiver else " stays", False),
-        ]
-        holder = receiver or holder
+        pieces += [(f". {clause.partition(':')[0]}:", True), (f" {rng.choice(states)}", False)]
     return pieces

@@ -28,7 +28,8 @@ _IGNORED_LABEL = -100
 _HEAD_SIZE = 32
 _LESSONS_PER_POOL = 600
 
-# Wider than the usual 0.02: at width 128 that leaves attention nearly uniform, and copying is learned several times later.
+# Wider than the usual 0.02: at width 128 that leaves attention nearly uniform, and copying is learned
+# several times later.
 _INITIAL_SPREAD = 0.07
 
 
@@ -45,7 +46,9 @@ class Shape:
 
 @dataclass(frozen=True, slots=True)
 class Schedule:
-    """How long and how fast to train; after `reading_steps` the lengths of problems grow to full over `growing_share` of the steps."""
+    """How long and how fast to train; after `reading_steps` the lengths of problems grow to full over
+    `growing_share` of the steps.
+    """
 
     steps: int
     batch_tokens: int = 2500
@@ -93,7 +96,8 @@ def new_model(shape: Shape, *, tokenizer: Any, seed: int) -> Any:
 def pretrain(
     model: Any, *, tokenizer: Any, draw: Callable[[float], Lesson], schedule: Schedule, rng: random.Random
 ) -> Iterator[Progress]:
-    """Trains in place on the completions of fresh lessons and yields after every step, so that the caller may look and stop.
+    """Trains in place on the completions of fresh lessons and yields after every step, so that the caller
+    may look and stop.
 
     `draw` gets the share of the way to full length: 0 during the reading steps, 1 at the end.
     """
@@ -103,7 +107,9 @@ def pretrain(
     started, tokens, pending = time.monotonic(), 0, []
     for step in range(schedule.steps):
         if not pending:
-            share = min(1.0, max(0.0, (step - schedule.reading_steps) / (schedule.steps * schedule.growing_share)))
+            share = min(
+                1.0, max(0.0, (step - schedule.reading_steps) / (schedule.steps * schedule.growing_share))
+            )
             lessons = [draw(share) for _ in range(_LESSONS_PER_POOL)]
             pending = _batches(lessons, tokenizer=tokenizer, batch_tokens=schedule.batch_tokens, rng=rng)
         input_ids_BT, labels_BT = pending.pop()
@@ -122,7 +128,8 @@ def pretrain(
 def _optimizers(model: Any) -> tuple[Any, Any]:
     """Muon for the matrices inside the layers, AdamW for the rest.
 
-    Muon (Jordan et al., 2024) finds the copying heads in about a third of the steps that AdamW needs at this size.
+    Muon (Jordan et al., 2024) finds the copying heads in about a third of the steps that AdamW needs at
+    this size.
     """
     import torch
 
@@ -136,7 +143,9 @@ def _optimizers(model: Any) -> tuple[Any, Any]:
 
 
 def draw_problem(rng: random.Random, *, world: World, share: float) -> Problem:
-    """A training problem no longer than `share` of the way to the world's longest; none at all is the shortest."""
+    """A training problem no longer than `share` of the way to the world's longest; none at all is the
+    shortest.
+    """
     module = counter if world == "counter" else swap
     longest = max(1, round(module.MAX_LENGTH * share))
     return module.draw(rng, length=rng.randint(0, longest), split="train")
@@ -152,8 +161,10 @@ def _learning_rate(schedule: Schedule, step: int) -> float:
 def _batches(
     lessons: Sequence[Lesson], *, tokenizer: Any, batch_tokens: int, rng: random.Random
 ) -> list[tuple[Any, Any]]:
-    """Padded (input ids, labels) of lessons of similar length, at most `batch_tokens` each, in random order."""
-    encoded = sorted((encode(lesson, tokenizer=tokenizer) for lesson in lessons), key=lambda pair: len(pair[0]))
+    """Padded (input ids, labels) of lessons of similar length, at most `batch_tokens` each, shuffled."""
+    encoded = sorted(
+        (encode(lesson, tokenizer=tokenizer) for lesson in lessons), key=lambda pair: len(pair[0])
+    )
     groups: list[list[tuple[list[int], list[int]]]] = [[]]
     for input_ids, labels in encoded:
         if (len(groups[-1]) + 1) * len(input_ids) > batch_tokens:
@@ -164,7 +175,9 @@ def _batches(
 
 
 def encode(lesson: Lesson, *, tokenizer: Any) -> tuple[list[int], list[int]]:
-    """Token ids of the whole conversation, and its labels: the taught pieces and the end token, all else ignored."""
+    """Token ids of the whole conversation, and its labels: the taught pieces and the end token, all else
+    ignored.
+    """
     messages = [{"role": "user", "content": lesson.prompt}]
     prompt = tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
     input_ids: list[int] = tokenizer(prompt)["input_ids"]
@@ -189,7 +202,7 @@ def _pad(group: Sequence[tuple[list[int], list[int]]], *, pad_token_id: int) -> 
 
 
 def _completion_loss(model: Any, input_ids_BT: Any, labels_BT: Any) -> Any:
-    """Mean cross-entropy over completion tokens; padding is on the right, so causal attention never sees it."""
+    """Mean cross-entropy over completion tokens; padding is on the right, where attention never sees it."""
     import torch
 
     hidden_BTD = model.model(input_ids=input_ids_BT, use_cache=False).last_hidden_state[:, :-1]

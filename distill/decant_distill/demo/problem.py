@@ -22,7 +22,8 @@ _SHARE_OF_256 = 26
 class Problem:
     """A problem with its gold rationale and answer.
 
-    `operations` is the chain in canonical form, free of wording and names: the starting state, then one entry per step.
+    `operations` is the chain in canonical form, free of wording and names: the starting state, then one
+    entry per step.
     """
 
     id: str

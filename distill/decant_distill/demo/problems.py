@@ -1,4 +1,6 @@
-"""The problems stage: writes a bundled world's train, dev and test files, seeded and without leaks between them."""
+"""The problems stage: writes a bundled world's train, dev and test files, seeded and without leaks between
+them.
+"""
 
 import random
 from collections.abc import Callable
@@ -16,7 +18,8 @@ from decant_distill.demo.problem import SPLITS, WORLDS, Problem, Split, World
 
 _MODULES: dict[World, ModuleType] = {"counter": counter, "swap": swap}
 
-# Draws per problem before a length counts as exhausted; short chains are few (50 or so in a test split of two swaps).
+# Draws per problem before a length counts as exhausted; short chains are few (50 or so in a test split of
+# two swaps).
 _MOST_DRAWS = 20
 
 
@@ -24,13 +27,19 @@ class ProblemsConfig(Config):
     """Which problems to write and how many; lengths are uniform between the bounds, worlds alternate."""
 
     output_folder: OutputPath = Field(description="folder for train.jsonl, dev.jsonl and test.jsonl")
-    world: Literal["counter", "swap", "both"] = Field("counter", description="which world, or both in equal parts")
-    train_count: int = Field(8000, ge=0, description="problems in train.jsonl")
-    dev_count: int = Field(500, ge=0, description="problems in dev.jsonl")
-    test_count: int = Field(500, ge=0, description="problems in test.jsonl")
-    min_length: int | None = Field(None, ge=1, description="fewest steps; the world's own bound when left out")
-    max_length: int | None = Field(None, ge=1, description="most steps; the world's own bound when left out")
-    seed: int = Field(0, description="same seed, same files")
+    world: Literal["counter", "swap", "both"] = Field(
+        default="counter", description="which world, or both in equal parts"
+    )
+    train_count: int = Field(default=8000, ge=0, description="problems in train.jsonl")
+    dev_count: int = Field(default=500, ge=0, description="problems in dev.jsonl")
+    test_count: int = Field(default=500, ge=0, description="problems in test.jsonl")
+    min_length: int | None = Field(
+        default=None, ge=1, description="fewest steps; the world's own bound when left out"
+    )
+    max_length: int | None = Field(
+        default=None, ge=1, description="most steps; the world's own bound when left out"
+    )
+    seed: int = Field(default=0, description="same seed, same files")
 
     @model_validator(mode="after")
     def _has_lengths(self) -> "ProblemsConfig":
@@ -58,7 +67,9 @@ def run(config: ProblemsConfig) -> None:
         drawn = draw_split(config, split=split, count=counts[split])
         path = config.output_folder / f"{split}.jsonl"
         write_jsonl(path, (problem.to_row() for problem in drawn.problems))
-        again = f", {drawn.repeated_chains} of them a known chain in new words" if drawn.repeated_chains else ""
+        again = (
+            f", {drawn.repeated_chains} of them a known chain in new words" if drawn.repeated_chains else ""
+        )
         print(f"problems: {len(drawn.problems)} {config.world} in {path}{again}", flush=True)
 
 
@@ -73,7 +84,8 @@ class Drawn:
 def draw_split(config: ProblemsConfig, *, split: Split, count: int) -> Drawn:
     """`count` problems with distinct prompts, and with distinct chains as long as a length has new ones.
 
-    A length that runs out of chains gives known ones in new words; DataError when it runs out of wordings too.
+    A length that runs out of chains gives known ones in new words; DataError when it runs out of wordings
+    too.
     """
     drawer = _Drawer(split)
     worlds = config.worlds()
@@ -81,7 +93,8 @@ def draw_split(config: ProblemsConfig, *, split: Split, count: int) -> Drawn:
     for index in range(count):
         world = worlds[index % len(worlds)]
         lengths = config.lengths(world)
-        # The seed of one problem does not depend on how many others there are: a longer file begins like a shorter one.
+        # The seed of one problem does not depend on how many others there are: a longer file begins like a
+        # shorter one.
         rng = random.Random(f"{config.seed}/{split}/{world}/{index}")
         problems.append(drawer.draw(rng, world=world, length=rng.choice(lengths)))
     return Drawn(problems, drawer.repeated_chains)
@@ -107,7 +120,10 @@ class _Drawer:
                 return self._keep(problem)
             spare = problem
         if spare is None:
-            raise DataError(f"{world}: no further problem of length {length} for {self._split}; ask for fewer or longer ones")
+            raise DataError(
+                f"{world}: no further problem of length {length} for {self._split};"
+                " ask for fewer or longer ones"
+            )
         self.repeated_chains += 1
         return self._keep(spare)
 

@@ -10,8 +10,12 @@ _BATCH = 250
 _MOST_NEW_TOKENS = 96
 
 
-def accuracy(model: Any, problems: Sequence[Problem], *, tokenizer: Any, temperature: float, seed: int) -> float:
-    """The share of problems whose answer is right; temperature 0 is greedy, else plain sampling without top-k or top-p."""
+def accuracy(
+    model: Any, problems: Sequence[Problem], *, tokenizer: Any, temperature: float, seed: int
+) -> float:
+    """The share of problems whose answer is right; temperature 0 is greedy, else plain sampling without
+    top-k or top-p.
+    """
     import torch
 
     torch.manual_seed(seed)
@@ -19,7 +23,9 @@ def accuracy(model: Any, problems: Sequence[Problem], *, tokenizer: Any, tempera
     right = 0
     for start in range(0, len(by_length), _BATCH):
         batch = by_length[start : start + _BATCH]
-        for problem, text in zip(batch, _complete(model, batch, tokenizer=tokenizer, temperature=temperature), strict=True):
+        for problem, text in zip(
+            batch, _complete(model, batch, tokenizer=tokenizer, temperature=temperature), strict=True
+        ):
             answer = parse_response(text, marker=ANSWER_MARKER).answer
             right += answer is not None and same_answer(answer, problem.answer)
     return right / len(problems)
@@ -34,8 +40,14 @@ def _complete(model: Any, problems: Sequence[Problem], *, tokenizer: Any, temper
         )
         for problem in problems
     ]
-    encoded = tokenizer(rendered, return_tensors="pt", padding=True, padding_side="left", return_token_type_ids=False)
-    sampling = {"do_sample": True, "temperature": temperature, "top_k": 0, "top_p": 1.0} if temperature else {"do_sample": False}
+    encoded = tokenizer(
+        rendered, return_tensors="pt", padding=True, padding_side="left", return_token_type_ids=False
+    )
+    sampling = (
+        {"do_sample": True, "temperature": temperature, "top_k": 0, "top_p": 1.0}
+        if temperature
+        else {"do_sample": False}
+    )
     with torch.inference_mode():
         sequences_BT = model.generate(**encoded, max_new_tokens=_MOST_NEW_TOKENS, **sampling)
     return tokenizer.batch_decode(sequences_BT[:, encoded["input_ids"].shape[1] :], skip_special_tokens=True)

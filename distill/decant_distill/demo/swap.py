@@ -1,6 +1,8 @@
-"""The gift-swap world: five people hold five things and swap in pairs; who ends up with the one asked for? Chance is 20 %.
+"""The gift-swap world: five people hold five things and swap in pairs; who ends up with the one asked for?
+Chance is 20 %.
 
-Composing permutations of five elements is NC1-complete (Barrington, 1989): no model of fixed depth answers directly at growing length.
+Composing permutations of five elements is NC1-complete (Barrington, 1989): no model of fixed depth answers
+directly at growing length.
 """
 
 import random
@@ -22,15 +24,26 @@ QUESTIONS = Phrasings(
     held_out=("Who has the {thing} now?", "Who holds the {thing}?"),
 )
 SWAPS = Phrasings(
-    taught=("{0} and {1} swap.", "{0} and {1} then trade.", "{0} swaps with {1}.", "{0} then trades with {1}."),
-    held_out=("{0} and {1} then swap.", "{0} and {1} trade.", "{0} then swaps with {1}.", "{0} trades with {1}."),
+    taught=(
+        "{0} and {1} swap.",
+        "{0} and {1} then trade.",
+        "{0} swaps with {1}.",
+        "{0} then trades with {1}.",
+    ),
+    held_out=(
+        "{0} and {1} then swap.",
+        "{0} and {1} trade.",
+        "{0} then swaps with {1}.",
+        "{0} trades with {1}.",
+    ),
 )
 
 
 def draw(rng: random.Random, *, length: int, split: Split) -> Problem:
     """A problem of `length` swaps whose chain belongs to `split`, worded as that split may be.
 
-    The chain is the swaps by position in the opening list, without the question: whoever is asked about, a chain stays in its split.
+    The chain is the swaps by position in the opening list, without the question: whoever is asked about, a
+    chain stays in its split.
     """
     while True:
         pairs = _draw_pairs(rng, length)
@@ -47,15 +60,11 @@ def draw(rng: random.Random, *, length: int, split: Split) -> Problem:
 
 
 def rationale(colour: str, *, holder: str, swaps: list[tuple[str, str]]) -> tuple[str, str]:
-    """The gold reasoning, one clause per swap carrying who holds the thing asked for, and the gold answer.
-
-    A clause names the holder before it says what the swap does to the holder, so that each step looks only one clause back.
-    """
+    """The gold reasoning, one clause per swap carrying who holds the thing asked for, and the gold answer."""
     clauses = [f"Start {colour} {holder}."]
     for ordinal, (first, second) in zip(ORDINALS, swaps, strict=False):
-        receiver = {first: second, second: first}.get(holder)
-        clauses.append(f"{ordinal} {first} and {second}: {holder} {f'to {receiver}' if receiver else 'stays'}.")
-        holder = receiver or holder
+        holder = {first: second, second: first}.get(holder, holder)
+        clauses.append(f"{ordinal} {first} and {second}: {holder}.")
     return " ".join(clauses), holder
 
 
@@ -65,7 +74,9 @@ def list_held(held: list[tuple[str, str]]) -> str:
 
 
 def _draw_pairs(rng: random.Random, length: int) -> list[tuple[int, int]]:
-    """Ordered pairs of positions; no pair twice in a row, since that would undo itself and shorten the problem."""
+    """Ordered pairs of positions; no pair twice in a row, since that would undo itself and shorten the
+    problem.
+    """
     pairs: list[tuple[int, int]] = []
     while len(pairs) < length:
         first, second = rng.sample(range(PEOPLE), 2)
@@ -75,7 +86,13 @@ def _draw_pairs(rng: random.Random, length: int) -> list[tuple[int, int]]:
 
 
 def _prompt(
-    rng: random.Random, *, names: list[str], colours: list[str], asked: str, swaps: list[tuple[str, str]], split: Split
+    rng: random.Random,
+    *,
+    names: list[str],
+    colours: list[str],
+    asked: str,
+    swaps: list[tuple[str, str]],
+    split: Split,
 ) -> str:
     noun = rng.choice(OBJECTS)
     held = list(zip(colours, names, strict=True))

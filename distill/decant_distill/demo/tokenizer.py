@@ -1,4 +1,6 @@
-"""The worlds' tokenizer: byte-level BPE as GPT-2 splits text, so that GGUF can carry it and any text encodes."""
+"""The worlds' tokenizer: byte-level BPE as GPT-2 splits text, so that GGUF can carry it and any text
+encodes.
+"""
 
 from collections.abc import Iterable
 from typing import Any
@@ -13,15 +15,18 @@ _MOST_TOKENS = 4096
 _VOCABULARY_MULTIPLE = 64
 
 CHAT_TEMPLATE = (
-    "{% for message in messages %}{{ '<|' + message['role'] + '|>' + message['content'] + '<|end|>' }}{% endfor %}"
+    "{% for message in messages %}"
+    "{{ '<|' + message['role'] + '|>' + message['content'] + '<|end|>' }}{% endfor %}"
     "{% if add_generation_prompt %}{{ '<|assistant|>' }}{% endif %}"
 )
 
 
 def train_tokenizer(texts: Iterable[str], *, most_tokens: int = _MOST_TOKENS) -> Any:
-    """A `PreTrainedTokenizerFast` with the chat template, in which every word of `texts` is one token if it can be.
+    """A `PreTrainedTokenizerFast` with the chat template, in which every word of `texts` is one token if it
+    can be.
 
-    Digits never merge with digits as long as no text holds two in a row. Reserved tokens fill the vocabulary up to a
+    Digits never merge with digits as long as no text holds two in a row. Reserved tokens fill the
+    vocabulary up to a
     multiple of 64, so that tokenizer, embedding and GGUF agree on its size.
     """
     from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers

@@ -10,7 +10,8 @@ NAMES: tuple[str, ...] = (
     "Mia", "Ned", "Olga", "Pam", "Ray", "Sue", "Tom", "Una",
 )  # fmt: skip
 
-# Prompt and rationale number the steps in the same words: with them a small model finds the step to read next by its
+# Prompt and rationale number the steps in the same words: with them a small model finds the step to read
+# next by its
 # name; without them it has to count sentences, which it learns many times later.
 ORDINALS: tuple[str, ...] = (
     "First", "Second", "Third", "Fourth", "Fifth", "Sixth", "Seventh", "Eighth", "Ninth", "Tenth",

@@ -6,6 +6,7 @@ import shutil
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -77,7 +78,7 @@ class LlamaCpp:
 
     def describe(self) -> EngineDescription:
         """llama.cpp closes the connection after a streamed answer, so none is kept."""
-        runtime = f"llama-server ({self._binary})" if self._binary else "xllamacpp"
+        runtime = f"llama-server ({self._binary})" if self._binary else f"xllamacpp {version('xllamacpp')}"
         return EngineDescription(
             name="llamacpp",
             upstream=Upstream(HOST, self._socket, keeps_connections=False),

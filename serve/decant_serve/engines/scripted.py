@@ -30,16 +30,16 @@ class ScriptedAnswer(Config):
     `end` "cut" closes the connection after the last chunk, "crash" ends the engine's process.
     """
 
-    match: str = Field("", description="text that the last message or the prompt must contain")
+    match: str = Field(default="", description="text that the last message or the prompt must contain")
     chunks: tuple[str, ...] = ()
-    reasoning: tuple[str, ...] = Field((), description="reasoning events, sent before the chunks")
+    reasoning: tuple[str, ...] = Field(default=(), description="reasoning events, sent before the chunks")
     ttft_s: Seconds = 0.0
     gaps_s: tuple[Seconds, ...] = (0.0,)
-    prompt_tokens: int = Field(1, ge=0)
+    prompt_tokens: int = Field(default=1, ge=0)
     finish_reason: str = "stop"
-    status: int = Field(200, ge=200, le=599)
-    headers: dict[str, str] = Field({}, description="headers of an error answer")
-    message: str = Field("the script says so", description="the error's message")
+    status: int = Field(default=200, ge=200, le=599)
+    headers: dict[str, str] = Field(default={}, description="headers of an error answer")
+    message: str = Field(default="the script says so", description="the error's message")
     end: Literal["done", "cut", "crash"] = "done"
 
     @model_validator(mode="after")
@@ -69,7 +69,7 @@ class Script(Config):
     """The answers, tried in order; the last should match everything."""
 
     answers: tuple[ScriptedAnswer, ...] = Field(min_length=1)
-    parallel: int | None = Field(None, ge=1, description="requests answered at once; the others wait")
+    parallel: int | None = Field(default=None, ge=1, description="requests answered at once; the others wait")
 
     def answer_to(self, text: str) -> ScriptedAnswer | None:
         """The first answer whose `match` occurs in the text."""

@@ -5,6 +5,7 @@ import json
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -78,7 +79,8 @@ class Transformers:
 
     def describe(self) -> EngineDescription:
         """What it loads, and in which numbers."""
-        details = {"dtype": self.model.dtype or "as saved", "nf4": self.model.nf4}
+        runtime = f"transformers {version('transformers')}, torch {version('torch')}"
+        details = {"runtime": runtime, "dtype": self.model.dtype or "as saved", "nf4": self.model.nf4}
         return EngineDescription("transformers", Upstream(HOST, Path(self.model.socket)), FEATURES, details)
 
     def launch(self) -> Launch:
