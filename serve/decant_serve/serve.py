@@ -266,7 +266,7 @@ def _reachable(host: str) -> str:
 def _runtime_folder() -> Generator[Path]:
     """A folder that only we can enter, for the engine's socket; those of killed servers are cleared away."""
     for left in Path(tempfile.gettempdir()).glob("decant-serve-*-*"):
-        if not Path("/proc", left.name.split("-")[2]).exists():
+        if not _is_running(int(left.name.split("-")[2])):
             shutil.rmtree(left, ignore_errors=True)
     folder = Path(tempfile.mkdtemp(prefix=f"decant-serve-{os.getpid()}-"))
     try:
@@ -275,6 +275,17 @@ def _runtime_folder() -> Generator[Path]:
         yield folder
     finally:
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def _is_running(process_id: int) -> bool:
+    """Whether there is such a process, ours or not."""
+    try:
+        os.kill(process_id, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
 
 
 class _Stop:

@@ -346,7 +346,7 @@ def ends() -> Callable[[int], bool]:
     """Whether a process is gone within a few seconds."""
 
     def wait(process_id: int) -> bool:
-        give_up_at = time.monotonic() + 5
+        give_up_at = time.monotonic() + 30
         while is_alive(process_id) and time.monotonic() < give_up_at:
             time.sleep(0.02)
         return not is_alive(process_id)

@@ -10,14 +10,14 @@ from typing import Any
 
 import pytest
 
+pytestmark = pytest.mark.timeout(240)
+
 Serve = Callable[..., Any]
 
 LLAMA_SERVER = """\
 import argparse, json, os, sys
 from dataclasses import asdict
 from decant_serve.engines.llamacpp import LlamaSettings
-
-pytestmark = pytest.mark.timeout(240)
 
 flags = argparse.ArgumentParser()
 for name in ("--model", "--alias", "--host", "--temp", "--top-p", "--min-p"):

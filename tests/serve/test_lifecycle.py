@@ -36,7 +36,7 @@ def streamed(server: Any, question: str) -> str:
 
 def when_busy(server: Any, *, waiting: int = 0) -> None:
     """Returns once the engine has a request and as many more wait."""
-    give_up_at = time.monotonic() + 10
+    give_up_at = time.monotonic() + 60
     expected = {"running": 1, "waiting": waiting}
     while server.http.get("/health").json()["requests"] != expected and time.monotonic() < give_up_at:
         time.sleep(0.01)
@@ -72,10 +72,10 @@ def test_a_crash_in_a_stream_is_an_error_event_and_the_engine_comes_back(
     with serve(write_script(crashing, QUICK)) as server:
         *_, last = [line for line in streamed(server, "crash").split("\n\n") if line]
         assert json.loads(last.removeprefix("data: "))["error"]["code"] == "engine_unavailable"
-        give_up_at = time.monotonic() + 20
-        while server.http.get("/ready").status_code != 200 and time.monotonic() < give_up_at:
+        give_up_at = time.monotonic() + 60
+        while (answer := server.chat("hi")).status_code == 503 and time.monotonic() < give_up_at:
             time.sleep(0.05)
-        assert server.chat("hi").json()["choices"][0]["message"]["content"] == "fine"
+        assert answer.json()["choices"][0]["message"]["content"] == "fine"
         assert server.http.get("/health").json()["engine"]["restarts"] == 1
 
 
@@ -179,7 +179,7 @@ def test_sigterm_while_the_engine_starts_leaves_nothing_behind(
     with (tmp_path / "log").open("wb") as log:
         process = subprocess.Popen(command, stdout=log, stderr=log)
     children = Path(f"/proc/{process.pid}/task/{process.pid}/children")
-    give_up_at = time.monotonic() + 20
+    give_up_at = time.monotonic() + 60
     while not children.read_text().split() and time.monotonic() < give_up_at:
         time.sleep(0.01)
     engine = int(children.read_text().split()[0])

@@ -12,8 +12,8 @@ import re
 from decant.task import Placement
 from decant_distill.demo.pretrain import Lesson
 from decant_distill.demo.problem import ANSWER_MARKER, Problem
-from decant_distill.demo.swap import COLOURS, OBJECTS, OPENINGS, SWAPS, list_held
-from decant_distill.demo.wording import NAMES, ORDINALS
+from decant_distill.demo.swap import COLOURS, OBJECTS, OPENINGS, list_held
+from decant_distill.demo.wording import NAMES
 
 PLACEMENTS: tuple[Placement, ...] = ("rationale_then_answer", "answer_then_rationale", "answer_only")
 
@@ -42,20 +42,12 @@ def noisy_lesson(problem: Problem, *, rng: random.Random) -> Lesson:
 
 
 def recital(rng: random.Random, *, most: int = 3) -> Lesson:
-    """A prompt that lists who has what or who swaps with whom, read back in another order."""
+    """A prompt that lists who has what, and the list read back in another order."""
     count = rng.randint(2, most)
-    people = rng.sample(NAMES, 2 * count)
-    if rng.random() < 0.5:
-        held = list(zip(rng.sample(COLOURS, count), people, strict=False))
-        prompt = OPENINGS.choose(rng, "train").format(thing=rng.choice(OBJECTS), list=list_held(held))
-        facts = [f"{colour} {name}" for colour, name in held]
-    else:
-        pairs = list(zip(people[::2], people[1::2], strict=True))
-        swaps = [SWAPS.choose(rng, "train").format(*pair) for pair in pairs]
-        prompt = " ".join(f"{ordinal} {swap}" for ordinal, swap in zip(ORDINALS, swaps, strict=False))
-        facts = [f"{first} to {second}" for pair in pairs for first, second in (pair, pair[::-1])]
-    rng.shuffle(facts)
-    return Lesson.whole(prompt, f"Start {'. '.join(facts)}.")
+    held = list(zip(rng.sample(COLOURS, count), rng.sample(NAMES, count), strict=True))
+    prompt = OPENINGS.choose(rng, "train").format(thing=rng.choice(OBJECTS), list=list_held(held))
+    rng.shuffle(held)
+    return Lesson.whole(prompt, "Start " + ". ".join(f"{colour} {name}" for colour, name in held) + ".")
 
 
 def _noisy_counter(

@@ -3,6 +3,7 @@
 """A checkpoint or adapter folder becomes a model in memory, ready to decode."""
 
 import json
+import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -73,6 +74,8 @@ def _load_base(settings: ModelSettings, device: str) -> Any:
     dtype: Any = getattr(torch, settings.dtype) if settings.dtype else "auto"
     quantization = None
     if settings.nf4:
+        # It announces an optional kernel package on every CPU with AVX512-BF16.
+        logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
         quantization = BitsAndBytesConfig(
             load_in_4bit=True,
             bnb_4bit_quant_type="nf4",
