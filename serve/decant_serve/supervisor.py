@@ -80,11 +80,6 @@ class Supervisor:
         return EngineError(await self._obituary())
 
     @property
-    def process_id(self) -> int | None:
-        """The engine's process; None for a remote one."""
-        return self._process.pid if self._process else None
-
-    @property
     def last_words(self) -> str:
         """The last lines that the engine printed, on one line."""
         return " | ".join(list(self._lines)[-_SHOWN_LINES:])

@@ -26,7 +26,7 @@ class OpenAI:
     def __init__(self, settings: EngineSettings, remote_url: str) -> None:
         # Our routes carry the /v1 that clients put into their base URL.
         self._base_url = remote_url.rstrip("/").removesuffix("/v1")
-        self._model = settings.remote_model or settings.target.name
+        self._model = settings.target.name
         self._headers = {"Authorization": f"Bearer {settings.api_key}"} if settings.api_key else {}
 
     def describe(self) -> EngineDescription:

@@ -33,7 +33,6 @@ class EngineSettings:
     context: int
     parallel: int
     remote_url: str | None = None
-    remote_model: str | None = None
     api_key: str | None = field(default=None, repr=False)
 
 
