@@ -50,10 +50,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except DecantError as error:
         print(f"decant: {' '.join(str(error).split())}", file=sys.stderr)
         return error.exit_code
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
     except OSError as error:
-        if isinstance(error, BrokenPipeError):
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-            return 141
         print(f"decant: {error.filename or 'input/output'}: {error.strerror or error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:

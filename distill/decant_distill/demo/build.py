@@ -1,8 +1,7 @@
 """Trains the bundled tokenizer, teacher and student base from nothing: `python -m decant_distill.demo.build`.
 
-The teacher is stopped while one answer sampled at temperature 1 is right 85 to 95 times in 100 on each
-world, so that
-votes and filters have work to do. The student base learns the worlds' language only (see `language.py`).
+The teacher is stopped while one answer sampled at temperature 1 is right 85 to 95 times in 100 on each world,
+so that votes and filters have work to do. The student base learns only how a world speaks (`language.py`).
 """
 
 import argparse
