@@ -43,8 +43,8 @@ class Cell:
 
     @property
     def name(self) -> str:
-        """Unique among the cells of an experiment; also the cell's folder."""
-        return f"{self.world}-{self.arm.name}-{self.seed}"
+        """Names what the student learns from, and so its folder: both experiments share equal students."""
+        return f"{self.world}-{self.arm.rows}-{self.arm.placement}-{self.seed}"
 
 
 def cells_of(experiment: Experiment, *, worlds: Sequence[str], seeds: Sequence[int]) -> list[Cell]:

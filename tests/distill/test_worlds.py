@@ -86,6 +86,19 @@ def test_every_clause_of_a_counter_rationale_computes() -> None:
             before = after
 
 
+def test_every_clause_of_a_swap_rationale_follows_from_the_one_before() -> None:
+    for problem in draw_problems("swap", 100):
+        opening, *clauses = problem.reasoning.rstrip(".").split(". ")
+        holder = opening.split()[-1]
+        for clause in clauses:
+            (first, second, again), held = clause.split(":")[0].split()[1:], clause.split(":")[1].split()
+            assert again == first != second
+            assert held[0] == holder
+            assert held[1:] == {first: [second], second: [first]}.get(holder, [])
+            holder = held[-1]
+        assert holder == problem.answer
+
+
 @pytest.mark.parametrize(("world", "chance"), [("counter", 0.1), ("swap", 0.2)])
 def test_a_constant_guess_is_at_chance(world: World, chance: float) -> None:
     count = 3000
@@ -169,6 +182,14 @@ def test_the_problems_stage_is_configured_like_every_other() -> None:
     assert issubclass(ProblemsConfig, Config)
     with pytest.raises(ValueError, match="min_length 5 is above max_length 3"):
         ProblemsConfig(output_folder=Path("x"), min_length=5, max_length=3)
+    with pytest.raises(ValueError, match="no problem of counter, which has 2 to 8 steps"):
+        ProblemsConfig(output_folder=Path("x"), min_length=9, world="both")
+
+
+def test_no_length_is_above_the_worlds_own_bound() -> None:
+    config = ProblemsConfig(output_folder=Path("x"), world="both", max_length=10)
+    assert list(config.lengths("counter")) == list(range(2, 9))
+    assert list(config.lengths("swap")) == list(range(2, 11))
 
 
 @pytest.mark.parametrize(("world", "chance"), [("counter", 0.1), ("swap", 0.2)])
@@ -185,11 +206,28 @@ def test_the_language_corpus_holds_no_answers(world: World, chance: float) -> No
     assert abs(right - chance) < 4 * (chance * (1 - chance) / len(problems)) ** 0.5
 
 
-def test_the_language_corpus_teaches_no_state() -> None:
-    lesson = noisy_lesson(draw_problems("counter", 1)[0], rng=random.Random(0))
+@pytest.mark.parametrize(("world", "derived"), [("counter", r"is \d"), ("swap", r": \w+ \w+\.")])
+def test_the_language_corpus_teaches_no_state(world: World, derived: str) -> None:
+    problem = draw_problems(world, 1)[0]
+    lesson = noisy_lesson(problem, rng=random.Random(0))
     taught = "".join(text for text, is_taught in lesson.pieces if is_taught)
-    assert "is." in taught
-    assert not re.search(r"is \d", taught)
+    assert re.search(derived, problem.reasoning)
+    assert "First" in taught
+    assert not re.search(derived, taught)
+    assert not re.search(r"Answer: \w", taught)
+
+
+@pytest.mark.parametrize("world", WORLDS)
+def test_a_noisy_rationale_has_the_form_of_a_true_one(world: World) -> None:
+    form = {
+        "counter": r"Start \d\.( \w+ \d (plus|minus|times) \d is \d\.)+",
+        "swap": r"Start \w+ \w+\.( \w+ (\w+) \w+ \2: \w+( \w+)?\.)+",
+    }[world]
+    for problem in draw_problems(world, 50):
+        text = "".join(text for text, _ in noisy_lesson(problem, rng=random.Random(problem.id)).pieces)
+        written = re.sub(r"\n?Answer: \w+\n?", "", text)
+        assert re.fullmatch(form, problem.reasoning)
+        assert not written or re.fullmatch(form, written)
 
 
 @pytest.fixture(scope="module")

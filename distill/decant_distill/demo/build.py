@@ -22,26 +22,24 @@ from decant_distill.demo.problem import WORLDS, Problem, Split, World
 from decant_distill.demo.sampling import accuracy
 from decant_distill.demo.tokenizer import train_tokenizer
 from decant_distill.train.observe import record_golden
-from decant_distill.train.student import load_base, load_tokenizer, tidy_generation
+from decant_distill.train.student import tidy_generation
 
 WEIGHTS = Path(__file__).with_name("weights")
 SEED = 20
 
 TEACHER_SHAPE = Shape(layers=4, intermediate_size=512)
-TEACHER_SCHEDULE = Schedule(steps=1800)
-FURTHER_SCHEDULE = Schedule(
-    steps=800, learning_rate=1.5e-3, warmup_steps=50, reading_steps=0, growing_share=0.01
-)
+TEACHER_SCHEDULE = Schedule(steps=2200)
 BASE_SHAPE = Shape(layers=2)
 BASE_SCHEDULE = Schedule(steps=600)
-BASE_WORLDS: tuple[World, ...] = ("counter",)
-READING_RECITALS, LATER_RECITALS = 0.7, 0.1
+
+# Of the lessons of the reading steps; later there are none.
+RECITALS = 0.7
 
 # Aimed at the middle of 85-95 %, wide enough for the noise of 600 samples (standard error 1.2 points).
 WINDOW = (0.87, 0.94)
 _PROBE_COUNT, _FINAL_COUNT = 200, 600
 _PROBE_EVERY = 50
-_PROBE_FROM = 0.5
+_PROBE_FROM = 0.3
 _GOLDEN_PROMPTS, _GOLDEN_TOKENS = 4, 96
 
 
@@ -52,12 +50,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument(
         "--only", choices=("teacher", "student-base"), help="build one of the two (default: both)"
     )
-    parser.add_argument("--further", type=Path, help="go on with this teacher instead, on today's rationales")
     options = parser.parse_args(arguments)
-    if options.further is not None:
-        model, measured, tokenizer = go_on_with_teacher(options.further)
-        save(model, tokenizer, folder=options.output / "teacher", measured=measured)
-        return
     tokenizer = train_tokenizer(tokenizer_texts())
     builders: dict[str, Callable[[Any], tuple[Any, dict[str, Any]]]] = {
         "teacher": build_teacher,
@@ -113,36 +106,20 @@ def build_teacher(tokenizer: Any) -> tuple[Any, dict[str, Any]]:
     """
     model = new_model(TEACHER_SHAPE, tokenizer=tokenizer, seed=SEED)
     rng = random.Random(SEED)
-    return _teach(model, tokenizer, schedule=TEACHER_SCHEDULE, rng=rng, probe_from=_PROBE_FROM)
-
-
-def go_on_with_teacher(folder: Path) -> tuple[Any, dict[str, Any], Any]:
-    """A teacher trained further, on the rationales as they are worded now; also returns its tokenizer."""
-    tokenizer = load_tokenizer(folder)
-    model = load_base(folder, dtype="float32", nf4=False)
-    teacher, measured = _teach(
-        model, tokenizer, schedule=FURTHER_SCHEDULE, rng=random.Random(SEED), probe_from=0.1
-    )
-    return teacher, measured, tokenizer
-
-
-def _teach(
-    model: Any, tokenizer: Any, *, schedule: Schedule, rng: random.Random, probe_from: float
-) -> tuple[Any, dict[str, Any]]:
     mixture = Mixture()
 
     def draw(share: float) -> Lesson:
-        if rng.random() < (READING_RECITALS if share == 0 else LATER_RECITALS):
+        if share == 0 and rng.random() < RECITALS:
             return recital(rng)
         world: World = "counter" if rng.random() < mixture.counter_share else "swap"
         problem = draw_problem(rng, world=world, share=share)
         return Lesson.whole(problem.prompt, problem.completion())
 
-    for progress in pretrain(model, tokenizer=tokenizer, draw=draw, schedule=schedule, rng=rng):
+    for progress in pretrain(model, tokenizer=tokenizer, draw=draw, schedule=TEACHER_SCHEDULE, rng=rng):
         if progress.step % _PROBE_EVERY:
             continue
         report("teacher", progress)
-        if progress.step < schedule.steps * probe_from:
+        if progress.step < TEACHER_SCHEDULE.steps * _PROBE_FROM:
             continue
         measured = measure(model, tokenizer, split="dev", count=_PROBE_COUNT, temperature=1.0)
         print(
@@ -154,7 +131,9 @@ def _teach(
             final = measure(model, tokenizer, split="dev", count=_FINAL_COUNT, temperature=1.0)
             print(f"teacher: of {_FINAL_COUNT} each: {final}", flush=True)
             if all(WINDOW[0] <= value <= WINDOW[1] for value in final.values()):
-                return model, describe(model, tokenizer, progress, shape=TEACHER_SHAPE, schedule=schedule)
+                return model, describe(
+                    model, tokenizer, progress, shape=TEACHER_SHAPE, schedule=TEACHER_SCHEDULE
+                )
     raise TrainingError(
         "teacher: no probe found both worlds inside the window; change SEED or TEACHER_SCHEDULE in build.py"
     )
@@ -166,9 +145,9 @@ def build_base(tokenizer: Any) -> tuple[Any, dict[str, Any]]:
     rng = random.Random(SEED)
 
     def draw(share: float) -> Lesson:
-        if share == 0 and rng.random() < READING_RECITALS:
+        if share == 0 and rng.random() < RECITALS:
             return recital(rng)
-        problem = draw_problem(rng, world=rng.choice(BASE_WORLDS), share=share)
+        problem = draw_problem(rng, world=rng.choice(WORLDS), share=share)
         return noisy_lesson(problem, rng=rng)
 
     progress = None

@@ -15,6 +15,8 @@ from decant_distill.demo.problem import ANSWER_MARKER, Problem
 from decant_distill.demo.swap import COLOURS, OBJECTS, OPENINGS, list_held
 from decant_distill.demo.wording import NAMES
 
+_STAY_SHARE = 0.5
+
 PLACEMENTS: tuple[Placement, ...] = ("rationale_then_answer", "answer_then_rationale", "answer_only")
 
 
@@ -26,19 +28,18 @@ def noisy_lesson(problem: Problem, *, rng: random.Random) -> Lesson:
     start, *clauses = problem.reasoning.rstrip(".").split(". ")
     if problem.world == "counter":
         states = [str(digit) for digit in range(10)]
-        reasoning = _noisy_counter(clauses, start=start.split()[-1], states=states, rng=rng)
+        derived = _noisy_counter(clauses, start=start.split()[-1], states=states, rng=rng)
     else:
         words = set(re.findall(r"\w+", problem.prompt))
         states = [name for name in NAMES if name in words]
-        reasoning = _noisy_swap(clauses, states=states, rng=rng)
-    pieces = ((start, True), *reasoning, (".", True))
+        derived = _noisy_swap(clauses, start=start.split()[-1], states=states, rng=rng)
     answer = ((ANSWER_MARKER, True), (f" {rng.choice(states)}", False))
     placement = rng.choice(PLACEMENTS)
     if placement == "answer_only":
         return Lesson(problem.prompt, answer)
     if placement == "answer_then_rationale":
-        return Lesson(problem.prompt, (*answer, (f"\n{start}", True), *pieces[1:]))
-    return Lesson(problem.prompt, (*pieces, (f"\n{ANSWER_MARKER}", True), answer[1]))
+        return Lesson(problem.prompt, (*answer, (f"\n{start}.", True), *derived))
+    return Lesson(problem.prompt, ((f"{start}.", True), *derived, (f"\n{ANSWER_MARKER}", True), answer[1]))
 
 
 def recital(rng: random.Random, *, most: int = 3) -> Lesson:
@@ -53,17 +54,26 @@ def recital(rng: random.Random, *, most: int = 3) -> Lesson:
 def _noisy_counter(
     clauses: list[str], *, start: str, states: list[str], rng: random.Random
 ) -> list[tuple[str, bool]]:
-    pieces, state = [], start
+    pieces: list[tuple[str, bool]] = []
+    state = start
     for clause in clauses:
         ordinal, _, action, amount, *_ = clause.split()
         after = rng.choice(states)
-        pieces += [(f". {ordinal} {state} {action} {amount} is", True), (f" {after}", False)]
+        pieces += [(f" {ordinal} {state} {action} {amount} is", True), (f" {after}", False), (".", True)]
         state = after
     return pieces
 
 
-def _noisy_swap(clauses: list[str], *, states: list[str], rng: random.Random) -> list[tuple[str, bool]]:
+def _noisy_swap(
+    clauses: list[str], *, start: str, states: list[str], rng: random.Random
+) -> list[tuple[str, bool]]:
     pieces: list[tuple[str, bool]] = []
+    holder = start
     for clause in clauses:
-        pieces += [(f". {clause.partition(':')[0]}:", True), (f" {rng.choice(states)}", False)]
+        pieces.append((f" {clause.partition(':')[0]}: {holder}", True))
+        if rng.random() < _STAY_SHARE:
+            pieces.append((".", False))
+        else:
+            holder = rng.choice([name for name in states if name != holder])
+            pieces += [(f" {holder}", False), (".", True)]
     return pieces

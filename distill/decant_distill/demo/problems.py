@@ -37,7 +37,7 @@ class ProblemsConfig(Config):
         default=None, ge=1, description="fewest steps; the world's own bound when left out"
     )
     max_length: int | None = Field(
-        default=None, ge=1, description="most steps; the world's own bound when left out"
+        default=None, ge=1, description="most steps, where the world's own bound is not lower"
     )
     seed: int = Field(default=0, description="same seed, same files")
 
@@ -45,12 +45,20 @@ class ProblemsConfig(Config):
     def _has_lengths(self) -> "ProblemsConfig":
         if self.min_length and self.max_length and self.min_length > self.max_length:
             raise ValueError(f"min_length {self.min_length} is above max_length {self.max_length}")
+        for world in self.worlds():
+            if not self.lengths(world):
+                module = _MODULES[world]
+                raise ValueError(
+                    f"these lengths hold no problem of {world}, which has {module.MIN_LENGTH} to"
+                    f" {module.MAX_LENGTH} steps"
+                )
         return self
 
     def lengths(self, world: World) -> range:
         """The lengths to draw from in a world."""
         module = _MODULES[world]
-        return range(self.min_length or module.MIN_LENGTH, (self.max_length or module.MAX_LENGTH) + 1)
+        longest = min(self.max_length or module.MAX_LENGTH, module.MAX_LENGTH)
+        return range(self.min_length or module.MIN_LENGTH, longest + 1)
 
     def worlds(self) -> tuple[World, ...]:
         """The worlds to draw from."""

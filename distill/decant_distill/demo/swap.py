@@ -60,11 +60,18 @@ def draw(rng: random.Random, *, length: int, split: Split) -> Problem:
 
 
 def rationale(colour: str, *, holder: str, swaps: list[tuple[str, str]]) -> tuple[str, str]:
-    """The gold reasoning, one clause per swap carrying who holds the thing asked for, and the gold answer."""
+    """The gold reasoning, one clause per swap, and the gold answer.
+
+    A clause reads the swap there and back, then says who holds the thing asked for and, if it moves, who
+    holds it next. Written so, the next holder is whoever stands beside the holder a few words before, which
+    a model of two layers finds by its copying heads; to compare three names it needs many times the steps.
+    """
     clauses = [f"Start {colour} {holder}."]
     for ordinal, (first, second) in zip(ORDINALS, swaps, strict=False):
-        holder = {first: second, second: first}.get(holder, holder)
-        clauses.append(f"{ordinal} {first} and {second}: {holder}.")
+        after = {first: second, second: first}.get(holder, holder)
+        moves = f" {after}" if after != holder else ""
+        clauses.append(f"{ordinal} {first} {second} {first}: {holder}{moves}.")
+        holder = after
     return " ".join(clauses), holder
 
 
