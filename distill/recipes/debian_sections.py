@@ -1,9 +1,10 @@
 """Real text with real labels for `sections.toml`, from the package index of a Debian or Ubuntu machine.
 
 `python distill/recipes/debian_sections.py FOLDER` reads `apt-cache dumpavail` and writes train.jsonl,
-dev.jsonl and test.jsonl: a package's one-line synopsis and the archive section its maintainers put it in.
-Left out: synopses that stand in two sections, repeated ones, transitional, dummy and documentation packages, and
-sections that say how a package is used, not what it is about (`libs`, `debug` and their like), or are small.
+dev.jsonl and test.jsonl: a package's one-line synopsis and the archive section its maintainers put it
+in. Left out: synopses that stand in two sections, repeated ones, transitional, dummy and documentation
+packages, and sections that say how a package is used, not what it is about (`libs`, `debug` and their
+like), or are small.
 """
 
 import argparse
