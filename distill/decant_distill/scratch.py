@@ -15,13 +15,12 @@ from decant.errors import DataError
 from decant.files import folder_aside
 from decant.progress import Progress
 from decant.task import TaskConfig
+from decant_distill.small_llama import Shape, new_model
+from decant_distill.tokenizer import train_tokenizer
 from decant_distill.train.student import require_training_stack, tidy_generation
 
 _BETAS = (0.9, 0.95)
 _WARMUP_STEPS = 50
-
-# Wider than the usual 0.02, which at such widths leaves attention nearly uniform for long.
-_INITIAL_SPREAD = 0.07
 
 
 class ScratchConfig(Config):
@@ -89,30 +88,18 @@ def read_texts(config: ScratchConfig) -> list[str]:
 def build(config: ScratchConfig, texts: list[str]) -> tuple[Any, Any]:
     """The tokenizer trained on the texts and a Llama with random weights."""
     import torch
-    from transformers import LlamaConfig, LlamaForCausalLM
-
-    from decant_distill.demo.tokenizer import train_tokenizer
 
     if config.threads is not None:
         torch.set_num_threads(config.threads)
-    torch.manual_seed(config.seed)
-    tokenizer = train_tokenizer(texts, most_tokens=config.vocabulary)
-    tokenizer.model_max_length = config.context
-    shape = LlamaConfig(
-        vocab_size=len(tokenizer),
+    tokenizer = train_tokenizer(texts, most_tokens=config.vocabulary, context=config.context)
+    shape = Shape(
+        layers=config.layers,
         hidden_size=config.hidden_size,
         intermediate_size=config.intermediate_size,
-        num_hidden_layers=config.layers,
-        num_attention_heads=config.heads,
-        num_key_value_heads=config.kv_heads,
-        max_position_embeddings=config.context,
-        tie_word_embeddings=True,
-        initializer_range=_INITIAL_SPREAD,
-        bos_token_id=None,
-        eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.pad_token_id,
+        heads=config.heads,
+        kv_heads=config.kv_heads,
     )
-    return tokenizer, LlamaForCausalLM(shape)
+    return tokenizer, new_model(shape, tokenizer=tokenizer, seed=config.seed)
 
 
 def pretrain(

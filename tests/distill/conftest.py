@@ -46,7 +46,7 @@ def student_base(rows: list[dict[str, Any]], tmp_path_factory: pytest.TempPathFa
     """A Llama of 64 dimensions and two layers with random weights, and a tokenizer with a chat template."""
     transformers = pytest.importorskip("transformers")
     torch = pytest.importorskip("torch")
-    from decant_distill.demo.tokenizer import train_tokenizer
+    from decant_distill.tokenizer import train_tokenizer
 
     texts = (f"{row['prompt'][0]['content']} {row['reasoning']}\nAnswer: {row['answer']}" for row in rows)
     tokenizer = train_tokenizer(texts)

@@ -12,7 +12,7 @@ pytest.importorskip("bitsandbytes")
 import torch
 
 from decant.golden import TOLERANCES, GoldenReport, GoldenSet, compare
-from decant_distill.demo.tokenizer import train_tokenizer
+from decant_distill.tokenizer import train_tokenizer
 from decant_distill.train.config import TrainConfig
 from decant_distill.train.observe import as_observation, record_golden
 from decant_distill.train.student import build_student, load_base, load_tokenizer

@@ -17,7 +17,7 @@ from decant_distill.demo.language import noisy_lesson
 from decant_distill.demo.problem import WORLDS, Problem, Split, World, split_of
 from decant_distill.demo.problems import ProblemsConfig, draw_split, run
 from decant_distill.demo.sampling import accuracy
-from decant_distill.demo.tokenizer import train_tokenizer
+from decant_distill.tokenizer import train_tokenizer
 
 WEIGHTS = Path(counter.__file__).parent / "weights"
 MODULES = {"counter": counter, "swap": swap}

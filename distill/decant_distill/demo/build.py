@@ -17,10 +17,11 @@ from decant.errors import TrainingError
 from decant.files import folder_aside
 from decant_distill.demo import counter, swap
 from decant_distill.demo.language import noisy_lesson, recital
-from decant_distill.demo.pretrain import Lesson, Progress, Schedule, Shape, draw_problem, new_model, pretrain
+from decant_distill.demo.pretrain import Lesson, Progress, Schedule, draw_problem, pretrain
 from decant_distill.demo.problem import WORLDS, Problem, Split, World
 from decant_distill.demo.sampling import accuracy
-from decant_distill.demo.tokenizer import train_tokenizer
+from decant_distill.small_llama import Shape, new_model
+from decant_distill.tokenizer import train_tokenizer
 from decant_distill.train.observe import record_golden
 from decant_distill.train.student import tidy_generation
 

@@ -1,4 +1,4 @@
-"""Training a tiny Llama from scratch on problems drawn without end: the loop, its batches and its model."""
+"""Training a tiny Llama from scratch on problems drawn without end: the loop and its batches."""
 
 import random
 import time
@@ -8,7 +8,6 @@ from typing import Any
 
 from decant_distill.demo import counter, swap
 from decant_distill.demo.problem import Problem, World
-from decant_distill.demo.tokenizer import CONTEXT_LENGTH
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,23 +24,7 @@ class Lesson:
 
 
 _IGNORED_LABEL = -100
-_HEAD_SIZE = 32
 _LESSONS_PER_POOL = 600
-
-# Wider than the usual 0.02: at width 128 that leaves attention nearly uniform, and in the one pair of
-# runs tried copying was learned later.
-_INITIAL_SPREAD = 0.07
-
-
-@dataclass(frozen=True, slots=True)
-class Shape:
-    """The size of a Llama; heads are 32 wide, embeddings are tied."""
-
-    layers: int
-    hidden_size: int = 128
-    intermediate_size: int = 384
-    heads: int = 4
-    kv_heads: int = 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,31 +49,6 @@ class Progress:
     tokens: int
     loss: float
     seconds: float
-
-
-def new_model(shape: Shape, *, tokenizer: Any, seed: int) -> Any:
-    """A Llama with random weights for the tokenizer's vocabulary."""
-    import torch
-    from transformers import LlamaConfig, LlamaForCausalLM
-
-    torch.manual_seed(seed)
-    return LlamaForCausalLM(
-        LlamaConfig(
-            vocab_size=len(tokenizer),
-            hidden_size=shape.hidden_size,
-            intermediate_size=shape.intermediate_size,
-            num_hidden_layers=shape.layers,
-            num_attention_heads=shape.heads,
-            num_key_value_heads=shape.kv_heads,
-            head_dim=_HEAD_SIZE,
-            tie_word_embeddings=True,
-            max_position_embeddings=CONTEXT_LENGTH,
-            initializer_range=_INITIAL_SPREAD,
-            bos_token_id=None,
-            eos_token_id=tokenizer.eos_token_id,
-            pad_token_id=tokenizer.pad_token_id,
-        )
-    )
 
 
 def pretrain(

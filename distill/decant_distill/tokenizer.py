@@ -1,5 +1,5 @@
-"""The worlds' tokenizer: byte-level BPE as GPT-2 splits text, so that GGUF can carry it and any text
-encodes.
+"""A tokenizer from nothing but text: byte-level BPE as GPT-2 splits text, so that GGUF can carry it and any
+text encodes.
 """
 
 from collections.abc import Iterable
@@ -8,9 +8,7 @@ from typing import Any
 PAD, SYSTEM, USER, ASSISTANT, END = "<|pad|>", "<|system|>", "<|user|>", "<|assistant|>", "<|end|>"
 SPECIAL_TOKENS: tuple[str, ...] = (PAD, SYSTEM, USER, ASSISTANT, END)
 
-CONTEXT_LENGTH = 512
-
-# The worlds' words need about 500 tokens; a bound that is never met makes each of them one token.
+# The bundled worlds' words need about 500 tokens; a bound that is never met makes each of them one token.
 _MOST_TOKENS = 4096
 _VOCABULARY_MULTIPLE = 64
 
@@ -21,7 +19,7 @@ CHAT_TEMPLATE = (
 )
 
 
-def train_tokenizer(texts: Iterable[str], *, most_tokens: int = _MOST_TOKENS) -> Any:
+def train_tokenizer(texts: Iterable[str], *, most_tokens: int = _MOST_TOKENS, context: int = 512) -> Any:
     """A `PreTrainedTokenizerFast` with the chat template, in which every word of `texts` is one token if it
     can be.
 
@@ -50,7 +48,7 @@ def train_tokenizer(texts: Iterable[str], *, most_tokens: int = _MOST_TOKENS) ->
         eos_token=END,
         pad_token=PAD,
         padding_side="left",
-        model_max_length=CONTEXT_LENGTH,
+        model_max_length=context,
         clean_up_tokenization_spaces=False,
     )
     fast.chat_template = CHAT_TEMPLATE
