@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ablation.cells import ARMS, Cell, Experiment
+from ablation.plot import length_plot
 from ablation.stages import Workshop
 from decant.dataset import read_good_rows
 from decant.files import write_json, write_text
@@ -53,7 +54,7 @@ class Outcome:
 
 
 def write_report(workshop: Workshop, experiment: Experiment, cells: Sequence[Cell], *, folder: Path) -> Path:
-    """Writes `ablation-EXPERIMENT.json` and `.md` and returns the latter."""
+    """Writes `ablation-EXPERIMENT.json`, `.svg` and `.md` and returns the latter."""
     outcomes = [_read(workshop, cell) for cell in cells]
     document = {
         "experiment": experiment,
@@ -69,6 +70,7 @@ def write_report(workshop: Workshop, experiment: Experiment, cells: Sequence[Cel
         ],
     }
     write_json(folder / f"ablation-{experiment}.json", document)
+    write_text(folder / f"ablation-{experiment}.svg", length_plot(document["cells"]))
     markdown = folder / f"ablation-{experiment}.md"
     write_text(markdown, _markdown(outcomes, experiment, document))
     return markdown
@@ -128,6 +130,7 @@ def _markdown(outcomes: Sequence[Outcome], experiment: Experiment, document: dic
     parts = [
         f"# Ablation: {experiment}",
         _preamble(document),
+        f"![accuracy by length](ablation-{experiment}.svg)",
         "## Accuracy, seed by seed (Wilson intervals)",
         _table(
             [
@@ -163,7 +166,8 @@ def _preamble(document: dict[str, Any]) -> str:
     return (
         f"Students trained on {budget:,} tokens each, greedy answers, 95 % intervals."
         f" {document['machine']['cpu']}, {document['settings']['train']['threads']} thread per student;"
-        f" commit {document['commit']}; `{document['command']}`."
+        f" commit {document['commit']}; `{document['command']}`. The seeds answer the same test problems: intervals over"
+        " all seeds' answers count each of them as one more answer."
     )
 
 

@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from xml.etree import ElementTree as ET
 
 import pytest
 
@@ -47,6 +48,9 @@ def test_arms_are_compared_with_the_first_over_the_same_problems(workshop: Works
         "| counter | rationale_then_answer | 75.0 [30.1, 95.4] | 75.0 [30.1, 95.4] | 75.0 | 4 | 8 |" in text
     )
     assert "| 2 | 50.0 [15.0, 85.0] | 100.0 [51.0, 100.0] |" in text
+    plot = (tmp_path / "results" / "ablation-placements.svg").read_text()
+    assert ET.fromstring(plot).tag.endswith("svg")
+    assert plot.count('class="whisker"') == 2 * 3, "an interval for each length and arm"
 
 
 def test_an_early_stop_leaves_whole_comparisons() -> None:
