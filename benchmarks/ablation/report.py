@@ -166,8 +166,8 @@ def _preamble(document: dict[str, Any]) -> str:
     return (
         f"Students trained on {budget:,} tokens each, greedy answers, 95 % intervals."
         f" {document['machine']['cpu']}, {document['settings']['train']['threads']} thread per student;"
-        f" commit {document['commit']}; `{document['command']}`. The seeds answer the same test problems: intervals over"
-        " all seeds' answers count each of them as one more answer."
+        f" commit {document['commit']}; `{document['command']}`. The seeds answer the same test problems:"
+        " intervals over all seeds' answers take each of them for a problem of its own."
     )
 
 
