@@ -30,6 +30,10 @@ def length_plot(cells: Sequence[Mapping[str, Any]]) -> str:
         frame = Frame(_LEFT + number * (_PANEL + 20), _TOP, number * (_PANEL + 20) + _PANEL, _BOTTOM)
         parts.append(_panel([cell for cell in cells if cell["world"] == world], world, arms, frame=frame))
     parts += [_key(arm, index) for index, arm in enumerate(arms)]
+    if any(world in _CHANCE for world in worlds):
+        left = _key_left(len(arms))
+        parts.append(line(left - 8, _HEIGHT - 12, left + 8, _HEIGHT - 12, css="chance"))
+        parts.append(text(left + 14, _HEIGHT - 8, "chance", css="tick"))
     return drawing(parts, width=_WIDTH, height=_HEIGHT, label="Accuracy by problem length").replace(
         "<svg ", '<svg xmlns="http://www.w3.org/2000/svg" ', 1
     )
@@ -46,7 +50,6 @@ def _panel(cells: Sequence[Mapping[str, Any]], world: str, arms: Sequence[str], 
     if world in _CHANCE:
         at = y(_CHANCE[world])
         parts.append(line(frame.left, at, frame.right, at, css="chance"))
-        parts.append(text(frame.right, at - 5, "chance", css="tick", anchor="end"))
     for index, arm in enumerate(arms):
         shift = (index - (len(arms) - 1) / 2) * 6
         counts = [_counts([cell for cell in cells if cell["arm"] == arm], length) for length in lengths]
@@ -71,6 +74,10 @@ def _series(counts: Sequence[tuple[int, int]], xs: Sequence[float], *, y: Scale,
 
 
 def _key(arm: str, index: int) -> str:
-    left = _LEFT + 8 + index * 200
+    left = _key_left(index)
     mark = group([marker(left, _HEIGHT - 12, shape=index, radius=4)], css=f"s{index % 3}")
     return mark + text(left + 12, _HEIGHT - 8, arm.replace("_", " "), css="tick")
+
+
+def _key_left(index: int) -> float:
+    return _LEFT + 8 + index * 200

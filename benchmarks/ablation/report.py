@@ -56,6 +56,7 @@ class Outcome:
 def write_report(workshop: Workshop, experiment: Experiment, cells: Sequence[Cell], *, folder: Path) -> Path:
     """Writes `ablation-EXPERIMENT.json`, `.svg` and `.md` and returns the latter."""
     outcomes = [_read(workshop, cell) for cell in cells]
+    scored = [outcome.to_dict() for outcome in outcomes]
     document = {
         "experiment": experiment,
         "command": shlex.join(["python", "-m", "ablation", *sys.argv[1:]]),
@@ -63,14 +64,14 @@ def write_report(workshop: Workshop, experiment: Experiment, cells: Sequence[Cel
         "versions": describe_versions(),
         "commit": describe_commit(Path(__file__).parent),
         "settings": {name: dict(table) for name, table in workshop.settings.items()},
-        "cells": [outcome.to_dict() for outcome in outcomes],
+        "cells": scored,
         "differences": [
             {"world": world, "arm": arm, **_difference_to_dict(difference)}
             for world, arm, difference in _differences(outcomes, experiment)
         ],
     }
     write_json(folder / f"ablation-{experiment}.json", document)
-    write_text(folder / f"ablation-{experiment}.svg", length_plot(document["cells"]))
+    write_text(folder / f"ablation-{experiment}.svg", length_plot(scored))
     markdown = folder / f"ablation-{experiment}.md"
     write_text(markdown, _markdown(outcomes, experiment, document))
     return markdown
