@@ -132,7 +132,8 @@ def _defines(content: str, name: str) -> bool:
 
 
 def _decant_complaint(words: Sequence[str]) -> str | None:
-    verb, *rest = words
+    two_words = " ".join(words[:2])
+    verb, *rest = [two_words, *words[2:]] if two_words in VERBS else words
     if verb in ("--help", "--version", "VERB"):
         return None
     if verb not in VERBS:
