@@ -80,13 +80,15 @@ class BenchConfig(Config):
     arrival: BenchArrival = Field(default="poisson", description="when requests are due")
     rate: float | None = Field(default=None, gt=0, description="requests per second; where a ramp starts")
     rate_end: float | None = Field(default=None, gt=0, description="requests per second where a ramp ends")
-    gamma_shape: float = Field(default=1.0, gt=0, description="gamma arrivals: 1 is Poisson, less is burstier")
+    gamma_shape: float = Field(
+        default=1.0, gt=0, description="gamma arrivals: 1 is Poisson, less is burstier"
+    )
     trace: OptionalInputPath = Field(default=None, description="trace to replay (arrival trace)")
     trace_speed: float = Field(default=1.0, gt=0, description="how many times faster to replay it")
     concurrency: int = Field(default=8, ge=1, description="clients of the closed loop and the warm-up")
     requests: int | None = Field(default=None, ge=1, description="how many requests (or conversations)")
     duration_s: float | None = Field(default=None, gt=0, description="how long requests are sent")
-    drain_s: float = Field(default=60.0, gt=0, description="how long answers are awaited after the last send")
+    drain_s: float = Field(default=60.0, gt=0, description="longest wait for answers after the last send")
     warmup: int = Field(default=8, ge=0, description="unmeasured requests sent first, with other prompts")
     seed: int = Field(default=0, ge=0, description="seed of the schedule, the prompts and the intervals")
     error_share: float = Field(
@@ -104,6 +106,10 @@ class BenchConfig(Config):
             raise ValueError("set requests or duration_s, so that the run ends")
         if self.arrival == "ramp" and self.duration_s is None:
             raise ValueError("arrival ramp needs duration_s, over which the rate changes")
+        if not self.stream and (self.slo.ttft_s or self.slo.tpot_s):
+            raise ValueError("without a stream there is no first token: set slo.e2e_s only")
+        if self.arrival == "closed" and self.requests is None:
+            raise ValueError("arrival closed needs requests; duration_s may end it earlier")
         return self
 
     def _needs(self) -> dict[str, bool]:

@@ -42,7 +42,7 @@ class FolderTokenizer:
         if not file.is_file():
             raise DataError(f"{file}: no such tokenizer; give the folder that holds tokenizer.json")
         try:
-            # The benchmarks import no model library; this one is asked for by name, when a config names a folder.
+            # The benchmarks import no model library; this one is asked for by a config that names a folder.
             library: Any = importlib.import_module("tokenizers")
         except ImportError:
             raise MissingExtraError("tokenizers", "transformers") from None

@@ -1,4 +1,4 @@
-"""From a workload's config to conversations: what each request asks, fixed by the seed before any goes out."""
+"""From a workload's config to conversations: what each request asks, fixed by the seed."""
 
 import math
 from collections.abc import Callable, Iterator, Sequence

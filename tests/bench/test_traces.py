@@ -59,8 +59,16 @@ def test_our_own_request_log_is_replayed_in_order_of_arrival_at_any_speed(tmp_pa
 @pytest.mark.parametrize(
     ("name", "text", "complaint"),
     [
-        ("m.jsonl", '{"timestamp": 0, "input_length": 1, "output_length": 1}\n{"timestamp": 1}', r":2: lacks"),
-        ("b.csv", "Timestamp,Request tokens,Response tokens\n1,2,3\n2,many,3\n", r"b\.csv:3: invalid literal"),
+        (
+            "m.jsonl",
+            '{"timestamp": 0, "input_length": 1, "output_length": 1}\n{"a": 1}',
+            r":2: lacks",
+        ),
+        (
+            "b.csv",
+            "Timestamp,Request tokens,Response tokens\n1,2,3\n2,many,3\n",
+            r"b\.csv:3: invalid",
+        ),
         ("a.csv", "TIMESTAMP,ContextTokens,GeneratedTokens\nyesterday,1,2\n", r"a\.csv:2: Invalid isoformat"),
         ("x.csv", "when,what\n1,2\n", r"x\.csv:1: not a trace we know"),
         ("x.jsonl", '{"when": 1}', r"x\.jsonl:1: not a trace we know"),

@@ -123,7 +123,11 @@ def test_a_dataset_is_asked_in_a_seeded_order_and_again_when_it_is_short(tmp_pat
 
 @pytest.mark.parametrize(
     ("line", "complaint"),
-    [("no json", ":2: not JSON"), ('{"text": 1}', ":2: the row lacks"), ('{"messages": ["a"]}', ":2: `messages`")],
+    [
+        ("no json", ":2: not JSON"),
+        ('{"text": 1}', ":2: the row lacks"),
+        ('{"messages": ["a"]}', ":2: `messages`"),
+    ],
 )
 def test_a_wrong_row_is_named_by_its_line(tmp_path: Path, line: str, complaint: str) -> None:
     (tmp_path / "d.jsonl").write_text(f'{{"prompt": "one"}}\n{line}\n', encoding="utf-8")
