@@ -5,7 +5,7 @@ from typing import Any, Literal, Self
 
 from pydantic import Field, model_validator
 
-from decant.config import Config, InputPath, OptionalInputPath, OutputPath
+from decant.config import Config, OptionalInputPath, OutputPath
 from decant.endpoint import EndpointConfig
 from decant.exchange import Route
 from decant.task import TaskConfig
@@ -120,17 +120,3 @@ class BenchConfig(Config):
     def title(self) -> str:
         """What the run is called."""
         return self.name or Path(self.output).name
-
-
-class CompareConfig(Config):
-    """Two runs to compare."""
-
-    positional = ("before", "after")
-
-    before: InputPath = Field(description="result folder of the first run")
-    after: InputPath = Field(description="result folder of the second run")
-    output: OutputPath | None = Field(default=None, description="JSON file for the comparison")
-    margin: float = Field(
-        default=0.0, ge=0, lt=1, description="a change within this share is no difference that matters"
-    )
-    seed: int = Field(default=0, ge=0, description="seed of the intervals")

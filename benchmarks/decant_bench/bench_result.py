@@ -20,7 +20,7 @@ from decant_bench.plan import Plan
 from decant_bench.records import REQUESTS_FILE, Record, read_records
 from decant_bench.self_check import Measured
 from decant_bench.server_timing import server_json
-from decant_bench.steady import SteadyWindow, steady_window
+from decant_bench.steady import steady_window
 from decant_bench.tokens import TokenCounter
 
 RESULT_FILE = "result.json"
@@ -75,7 +75,7 @@ def build_result(config: BenchConfig, endpoint: Endpoint, plan: Plan, outcome: O
     records = outcome.records
     timings = [record.timing for record in records]
     doubts = outcome.client.doubts(_typical(timings), share=config.error_share)
-    errors = error_counts(records)
+    latency = latency_json(timings, seed=config.seed)
     completed = sum(timing.ok for timing in timings)
     return BenchResult(
         name=config.title,
@@ -89,11 +89,11 @@ def build_result(config: BenchConfig, endpoint: Endpoint, plan: Plan, outcome: O
             "completed": completed,
             "failed": len(records) - completed,
         },
-        errors=errors,
-        latency=latency_json(timings, seed=config.seed),
+        errors=error_counts(records),
+        latency=latency,
         throughput=throughput(timings),
         goodput=goodput(timings, config.slo, span_s=span_s(timings)),
-        steady=_steady_json(config, timings),
+        steady=_steady_json(config, timings, latency),
         tokens=_tokens_json(records, plan.counter),
         client=outcome.client.to_json(),
         server=server_json(timings, outcome.server),
@@ -133,9 +133,11 @@ def _typical(timings: Sequence[RequestTiming]) -> Measured:
     return Measured(percentile(known, 50) if known else 0.0, percentile(apart, 50) if apart else None)
 
 
-def _steady_json(config: BenchConfig, timings: Sequence[RequestTiming]) -> dict[str, Any]:
+def _steady_json(
+    config: BenchConfig, timings: Sequence[RequestTiming], whole: dict[str, Any]
+) -> dict[str, Any]:
     done = [timing for timing in timings if timing.ok]
-    window: SteadyWindow = steady_window([timing.response_s or 0.0 for timing in done])
+    window = steady_window([timing.response_s or 0.0 for timing in done])
     kept = done[window.first : window.last]
     first_s, last_s = kept[0].actual_s, kept[-1].actual_s
     # Failures inside the window are part of it: they were offered then.
@@ -147,7 +149,7 @@ def _steady_json(config: BenchConfig, timings: Sequence[RequestTiming]) -> dict[
         "from_s": first_s - began_s,
         "to_s": last_s - began_s,
         "n": len(inside),
-        "latency": latency_json(inside, seed=config.seed),
+        "latency": latency_json(inside, seed=config.seed) if window.found else whole,
         "throughput": throughput(inside),
         "goodput": goodput(inside, config.slo, span_s=span_s(inside)),
     }

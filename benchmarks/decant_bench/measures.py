@@ -15,6 +15,7 @@ from decant_bench.records import Record
 
 PERCENTILES = (50.0, 90.0, 95.0, 99.0, 99.9)
 _BLOCKS = 50
+_RESAMPLES = 1000
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,7 +87,8 @@ def measure(series: Series, *, seed: int) -> Measure:
     if not n:
         return Measure(0, None, tuple(Percentile(q, None, None, least_n(q)) for q in PERCENTILES))
     shown = [q for q in PERCENTILES if n >= least_n(q)]
-    draws = percentile_draws(series.values.tolist(), shown, blocks=series.blocks.tolist(), seed=seed)
+    values, blocks = series.values.tolist(), series.blocks.tolist()
+    draws = percentile_draws(values, shown, blocks=blocks, seed=seed, resamples=_RESAMPLES)
     intervals = {q: interval_of(draws[:, place]) for place, q in enumerate(shown)}
     return Measure(
         n=n,
@@ -94,7 +96,7 @@ def measure(series: Series, *, seed: int) -> Measure:
         percentiles=tuple(
             Percentile(
                 q,
-                percentile(series.values.tolist(), q) if q in intervals else None,
+                percentile(values, q) if q in intervals else None,
                 intervals.get(q),
                 least_n(q),
             )

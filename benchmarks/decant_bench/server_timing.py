@@ -3,11 +3,13 @@
 import asyncio
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
 import httpx
 
+from decant.dataset import read_good_rows
 from decant.endpoint import Endpoint
 from decant.timing import RequestTiming, summarize
 
@@ -81,3 +83,11 @@ def server_json(
         "missing": len(done) - len(joined),
         "ttft_parts": {name: summarize([p[name] for p in parts if name in p]) for name in names},
     }
+
+
+def read_server_timing(path: Path) -> dict[str, RequestTiming]:
+    """The timings that a run kept of the gateway; empty where it kept none."""
+    if not path.is_file():
+        return {}
+    rows = read_good_rows(path, required=("request_id", "actual_s"))
+    return {row.fields["request_id"]: RequestTiming.from_dict(row.fields) for row in rows}
