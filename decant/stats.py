@@ -142,11 +142,17 @@ def percentile_draws(
     block_of = named[order]
     count = int(named.max()) + 1
     rng = np.random.default_rng(seed)
-    draws = np.empty((max(_LEAST_RESAMPLES, min(resamples, _WEIGHTS_AT_MOST // sample.size)), len(qs)))
-    for row in draws:
-        times_drawn = np.bincount(rng.integers(0, count, count), minlength=count)
-        row[:] = _weighted_percentiles(ordered, times_drawn[block_of], qs)
-    return draws
+    rows = max(_LEAST_RESAMPLES, min(resamples, _WEIGHTS_AT_MOST // sample.size))
+    at_once = max(1, _FLOATS_AT_ONCE // sample.size)
+    found = [
+        _weighted_percentiles(
+            ordered,
+            rng.multinomial(count, np.full(count, 1 / count), size=min(at_once, rows - start))[:, block_of],
+            qs,
+        )
+        for start in range(0, rows, at_once)
+    ]
+    return np.concatenate(found)
 
 
 def interval_of(draws: npt.NDArray[np.float64], confidence: float = 0.95) -> Interval:
@@ -159,13 +165,20 @@ def interval_of(draws: npt.NDArray[np.float64], confidence: float = 0.95) -> Int
 def _weighted_percentiles(
     ordered: npt.NDArray[np.float64], times: npt.NDArray[np.int64], qs: Sequence[float]
 ) -> npt.NDArray[np.float64]:
-    # Type 7, as everywhere, of the sample in which each value stands as often as its block was drawn.
-    cumulated = np.cumsum(times)
-    position = (cumulated[-1] - 1) * np.asarray(qs, dtype=np.float64) / 100
+    # Type 7, as everywhere, of the samples (a row each) in which value i stands times[row, i] times. Rows are
+    # shifted apart, so that one search over all of them finds every percentile.
+    cumulated = np.cumsum(times, axis=1)
+    totals = cumulated[:, -1:]
+    rows = np.arange(len(times))[:, None]
+    shift = rows * (int(totals.max()) + 1)
+    flat = (cumulated + shift).ravel()
+
+    def value_at(place: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+        return ordered[np.searchsorted(flat, place + shift, side="right") - rows * len(ordered)]
+
+    position = (totals - 1) * np.asarray(qs, dtype=np.float64) / 100
     below = np.floor(position)
-    low = ordered[np.searchsorted(cumulated, below, side="right")]
-    above = np.minimum(below + 1, cumulated[-1] - 1)
-    high = ordered[np.searchsorted(cumulated, above, side="right")]
+    low, high = value_at(below), value_at(np.minimum(below + 1, totals - 1))
     return low + (high - low) * (position - below)
 
 
