@@ -19,9 +19,7 @@ def latencies(seed: int, *, n: int = 400, scale: float = 0.1) -> list[float | No
 
 
 def rows_of(folder: Path, before: list[Any], after: list[Any], *, margin: float = 0.0) -> list[RatioRow]:
-    pair = [
-        read_bench(write_run(folder / name, each)) for name, each in (("a", before), ("b", after))
-    ]
+    pair = [read_bench(write_run(folder / name, each)) for name, each in (("a", before), ("b", after))]
     return compare(pair[0], pair[1], margin=margin, seed=0)
 
 

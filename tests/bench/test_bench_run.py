@@ -7,14 +7,17 @@ from typing import Any
 
 import pytest
 
+from decant.cli import main
 from decant.config import load_config
 from decant.endpoint import Endpoint
 from decant.errors import ConfigError, EndpointError
-from decant_bench.bench import run
+from decant_bench.bench import require_valid, run
 from decant_bench.bench_config import BenchConfig
 from decant_bench.bench_result import BenchFolder, read_bench
 from decant_bench.bench_run import run_load
 from decant_bench.plan import make_plan
+from decant_bench.self_check import InvalidRun
+from tests.bench.bench_runs import run_result
 from tests.bench.scripted_endpoint import Reply, ScriptedEndpoint, serving
 
 FAULTS: dict[str, Reply] = {
@@ -224,3 +227,19 @@ def test_a_load_that_makes_no_sense_is_refused(
 ) -> None:
     with pytest.raises(ConfigError, match=complaint):
         configure(tmp_path, ScriptedEndpoint(lambda _: Reply(), base_url="http://127.0.0.1:9/v1"), **changes)
+
+
+def test_the_command_line_knows_the_verbs_of_two_words(tmp_path: Path, capsys: Any) -> None:
+    assert main(["bench"]) == 0
+    assert "bench sweep" in capsys.readouterr().out
+    assert main(["bench", "swep"]) == 2
+    assert "did you mean sweep?" in capsys.readouterr().err
+    assert main(["bench", "run", "--output", str(tmp_path / "out")]) == 2
+    assert "endpoint is required" in capsys.readouterr().err
+
+
+def test_a_run_that_is_not_valid_says_why_and_where_its_numbers_are(tmp_path: Path) -> None:
+    result = run_result("load").model_copy(update={"valid": False, "doubts": ("the loop lagged",)})
+    with pytest.raises(InvalidRun, match=r"load is not valid: the loop lagged; .* in .*out") as caught:
+        require_valid(result, tmp_path / "out")
+    assert caught.value.exit_code == 3

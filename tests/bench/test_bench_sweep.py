@@ -36,9 +36,7 @@ async def test_the_highest_rate_is_found_from_below_and_from_above(start: float)
 
 
 async def test_a_client_that_is_too_slow_is_named_as_the_limit() -> None:
-    found = await search(
-        Server(capacity=1e6, client_limit=100.0).probe, start=50.0, tolerance=0.1, steps=30
-    )
+    found = await search(Server(capacity=1e6, client_limit=100.0).probe, start=50.0, tolerance=0.1, steps=30)
 
     assert found.limit == "client"
     assert found.rate is not None
