@@ -158,9 +158,9 @@ def _swatch(css: str) -> str:
 
 def _conditions(result: BenchResult) -> dict[str, str]:
     machine, client = result.hardware, result.client
-    lag, late = client["loop_lag_s"]["p99"], client["send_delay_s"]["p99"]
+    lag, late = client["loop_lag_s"]["p99"], client["schedule_error_s"]["p99"]
     entries = {
-        "client": f"event loop's lag {_ms(lag)} (p99), delay before sending {_ms(late)} (p99),"
+        "client": f"event loop's lag {_ms(lag)} (p99), schedule error {_ms(late)} (p99),"
         f" {client['cpu_share']:.0%} of a core",
         "seed": str(result.seed),
         "started": result.started_at,

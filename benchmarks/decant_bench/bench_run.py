@@ -66,8 +66,13 @@ async def run_load(config: BenchConfig, endpoint: Endpoint, plan: Plan, *, folde
         server = await fetch_server_timing(endpoint, [r.timing.request_id for r in records if r.was_sent])
     if server:
         write_jsonl(folder / SERVER_FILE, (record.row for record in server.values()))
-    delays_s = [r.timing.send_delay_s for r in records if r.was_sent and r.timing.intended_s is not None]
-    own = ClientRecord(watch.lags_s, delays_s, watch.cpu_share)
+    due = [record for record in records if record.was_sent and record.timing.intended_s is not None]
+    own = ClientRecord(
+        lags_s=watch.lags_s,
+        schedule_errors_s=[record.schedule_error_s or 0.0 for record in due],
+        send_delays_s=[record.timing.send_delay_s for record in due],
+        cpu_share=watch.cpu_share,
+    )
     return Outcome(records, start_s, started_at, own, server, warmup)
 
 

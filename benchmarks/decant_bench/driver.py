@@ -128,19 +128,21 @@ class Driver:
         }
         send = self._client.chat if shape.route == "chat" else self._client.complete
         self.counters.sent += 1
+        late_s = None if due_s is None else started_s - due_s
         try:
             completion = await send(
                 body, stream=shape.stream, intended_s=due_s, request_id=self._id(session, turn)
             )
         except ApiError as error:
             timing = error.timing or self._bare(session, turn, due_s, started_s, kind=error.kind)
-            return self._record(session, turn, timing, error=str(error)), None
+            return self._record(session, turn, timing, late_s, error=str(error)), None
         except asyncio.CancelledError:
             timing = self._bare(session, turn, due_s, started_s, kind="unfinished")
-            self._take(self._record(session, turn, timing, error="the run ended before the answer did"))
+            words = "the run ended before the answer did"
+            self._take(self._record(session, turn, timing, late_s, error=words))
             raise
         text = (completion.reasoning or "") + completion.text if shape.keeps_text else None
-        return self._record(session, turn, completion.timing, text=text), completion.text
+        return self._record(session, turn, completion.timing, late_s, text=text), completion.text
 
     def _skip(self, session: Session, first: int, kind: OwnKind, due_s: float | None) -> None:
         now_s = self._clock.now_s()
@@ -168,6 +170,7 @@ class Driver:
         session: Session,
         turn: int,
         timing: RequestTiming,
+        late_s: float | None = None,
         *,
         text: str | None = None,
         error: str | None = None,
@@ -178,6 +181,7 @@ class Driver:
             turn=turn,
             timing=timing,
             planned_prompt_tokens=planned,
+            schedule_error_s=late_s,
             text=text,
             error=error,
         )

@@ -21,12 +21,17 @@ _NEVER_SENT: frozenset[str] = frozenset({"unsent", "turn_skipped"})
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Record:
-    """An offered request and what became of it. `text` is kept only where its tokens are to be counted."""
+    """An offered request and what became of it. `text` is kept only where its tokens are to be counted.
+
+    `schedule_error_s` is how late the client took the request up: its own fault, where the delay before the
+    bytes leave may also hold the opening of a connection.
+    """
 
     index: int
     turn: int
     timing: RequestTiming
     planned_prompt_tokens: int | None = None
+    schedule_error_s: float | None = None
     text: str | None = None
     error: str | None = None
 
@@ -41,6 +46,7 @@ class Record:
             "index": self.index,
             "turn": self.turn,
             "planned_prompt_tokens": self.planned_prompt_tokens,
+            "schedule_error_s": self.schedule_error_s,
             "error": self.error,
         }
         return {**own, **self.timing.to_dict(), **({} if self.text is None else {"text": self.text})}
@@ -70,6 +76,7 @@ def read_records(path: Path) -> Iterator[Record]:
                 turn=row.fields["turn"],
                 timing=RequestTiming.from_dict(row.fields),
                 planned_prompt_tokens=row.fields.get("planned_prompt_tokens"),
+                schedule_error_s=row.fields.get("schedule_error_s"),
                 text=row.fields.get("text"),
                 error=row.fields.get("error"),
             )

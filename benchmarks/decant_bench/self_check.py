@@ -59,10 +59,14 @@ class Measured:
 
 @dataclass(frozen=True, slots=True)
 class ClientRecord:
-    """The client's own errors, in seconds; `cpu_share` of one core. No send delays in a closed loop."""
+    """The client's own errors, in seconds; `cpu_share` of one core. In a closed loop nothing is due.
+
+    A send delay holds the schedule error and, where one is opened, the connection: that is the network's.
+    """
 
     lags_s: Sequence[float]
-    delays_s: Sequence[float]
+    schedule_errors_s: Sequence[float]
+    send_delays_s: Sequence[float]
     cpu_share: float
 
     def doubts(self, measured: Measured, *, share: float) -> list[str]:
@@ -73,13 +77,14 @@ class ClientRecord:
         """The record for result.json."""
         return {
             "loop_lag_s": _with_max(self.lags_s),
-            "send_delay_s": _with_max(self.delays_s),
+            "schedule_error_s": _with_max(self.schedule_errors_s),
+            "send_delay_s": _with_max(self.send_delays_s),
             "cpu_share": self.cpu_share,
         }
 
     def _doubts(self, measured: Measured, share: float) -> Iterator[str]:
         tail_s = max(_TAIL_FLOOR_S, share * measured.first_s)
-        for what, values in (("event loop's lag", self.lags_s), ("delay before sending", self.delays_s)):
+        for what, values in (("event loop's lag", self.lags_s), ("schedule error", self.schedule_errors_s)):
             found = _over(values, 99, tail_s)
             if found is not None:
                 against = f"{1000 * tail_s:.1f} ms, {share:.0%} of the typical first answer"

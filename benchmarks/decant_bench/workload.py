@@ -3,7 +3,7 @@
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
@@ -185,7 +185,8 @@ def _messages(fields: dict[str, Any], config: WorkloadConfig, where: str) -> lis
 
 
 def _text_messages(given: Any, where: str) -> Iterator[Message]:
-    for message in given if isinstance(given, list) else [given]:
+    messages = cast(list[Any], given) if isinstance(given, list) else [given]
+    for message in messages:
         match message:
             case {"role": str(role), "content": str(content)}:
                 yield {"role": role, "content": content}

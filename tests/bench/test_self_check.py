@@ -10,21 +10,25 @@ QUIET = [0.0005] * 200
 
 
 def test_a_quiet_client_casts_no_doubt() -> None:
-    assert not ClientRecord(QUIET, QUIET, 0.3).doubts(Measured(0.05, 0.01), share=0.1)
+    assert not ClientRecord(QUIET, QUIET, QUIET, 0.3).doubts(Measured(0.05, 0.01), share=0.1)
 
 
 def test_the_same_delay_is_fatal_to_a_fast_server_and_nothing_to_a_slow_one() -> None:
-    late = ClientRecord(QUIET, [0.0] * 190 + [0.02] * 10, 0.3)
+    late = ClientRecord(QUIET, [0.0] * 190 + [0.02] * 10, QUIET, 0.3)
 
     [doubt] = late.doubts(Measured(0.05, 0.01), share=0.1)
 
-    assert "delay before sending reached 20.0 ms (p99); the limit is 5.0 ms" in doubt
+    assert "schedule error reached 20.0 ms (p99); the limit is 5.0 ms" in doubt
     assert not late.doubts(Measured(0.5, 0.01), share=0.1)
 
 
+def test_opening_a_connection_takes_its_time_and_is_not_the_clients_fault() -> None:
+    assert not ClientRecord(QUIET, QUIET, [0.2] * 200, 0.3).doubts(Measured(0.05, 0.01), share=0.1)
+
+
 def test_a_loop_that_lags_in_its_tail_or_all_the_time_makes_a_run_invalid() -> None:
-    tail = ClientRecord([0.001] * 180 + [0.03] * 20, [], 0.9)
-    always = ClientRecord([0.004] * 200, [], 0.9)
+    tail = ClientRecord([0.001] * 180 + [0.03] * 20, [], [], 0.9)
+    always = ClientRecord([0.004] * 200, [], [], 0.9)
 
     assert "lag reached 30.0 ms (p99)" in tail.doubts(Measured(0.1, None), share=0.1)[0]
     assert "lag is 4.0 ms (p50)" in always.doubts(Measured(0.1, 0.02), share=0.1)[0]
