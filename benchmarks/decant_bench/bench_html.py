@@ -6,6 +6,7 @@ from typing import Any
 
 from decant_bench import number_text as words
 from decant_bench.bench_plots import (
+    FAILED,
     RESPONSE,
     SERVICE,
     flight_plot,
@@ -118,7 +119,7 @@ def _percentile_cell(found: Mapping[str, Any]) -> str:
 def _steady(result: BenchResult) -> str:
     steady = result.steady
     if not steady["found"]:
-        return block("Steady window", f"None was found: {steady['reason']}.", "")
+        return block("Steady window", f"There is none: {steady['reason']}.", "")
     said = (
         f"From {steady['from_s']:.1f} to {steady['to_s']:.1f} s: {steady['n']:,} requests, in milliseconds."
     )
@@ -139,9 +140,11 @@ def _figures(result: BenchResult, records: Sequence[Record]) -> Iterable[str]:
     timings = [record.timing for record in records if record.was_sent]
     steady = result.steady
     window = (steady["from_s"], steady["to_s"]) if steady["found"] else None
-    legend = f'<ul class="legend">{_swatch(RESPONSE)}from due</li>{_swatch(SERVICE)}from sent</li></ul>'
+    entries = [_swatch(RESPONSE, "from due"), _swatch(SERVICE, "from sent")]
+    legend = _legend(entries)
+    failed = [_swatch(FAILED, "not answered")] if result.counts["failed"] else []
     over_time = "Each request by when it was sent; the steady window is shaded."
-    yield figure("Latency over time", over_time, time_plot(timings, window), legend=legend)
+    yield figure("Latency over time", over_time, time_plot(timings, window), legend=_legend(entries + failed))
     yield figure("In flight", "Requests sent and not yet answered.", flight_plot(timings))
     for heading, name in (("Time to first token", "ttft"), ("End-to-end latency", "e2e")):
         plot = latency_plots(timings, measure=name)
@@ -151,9 +154,13 @@ def _figures(result: BenchResult, records: Sequence[Record]) -> Iterable[str]:
     yield figure("Where the first token's time went", said, parts_plot(result.server))
 
 
-def _swatch(css: str) -> str:
+def _legend(entries: Sequence[str]) -> str:
+    return f'<ul class="legend">{"".join(entries)}</ul>'
+
+
+def _swatch(css: str, name: str) -> str:
     mark = drawing([group([circle(8, 8, 5, css="mark")], css=css)], width=16, height=16, label="")
-    return f'<li><span class="swatch" aria-hidden="true">{mark}</span>'
+    return f'<li><span class="swatch" aria-hidden="true">{mark}</span>{escape(name)}</li>'
 
 
 def _conditions(result: BenchResult) -> dict[str, str]:
