@@ -170,7 +170,7 @@ def _load_json(config: BenchConfig, plan: Plan, outcome: Outcome) -> dict[str, A
         "rate_end": config.rate_end,
         "gamma_shape": config.gamma_shape if config.arrival == "gamma" else None,
         "clients": config.concurrency if offsets is None else None,
-        "conversations": len(plan.sessions),
+        "conversations": len(plan.conversations),
         "requests": plan.requests,
         "offered_per_s": len(offsets) / offsets[-1] if offsets and offsets[-1] > 0 else None,
         "route": config.route,

@@ -49,7 +49,7 @@ async def run_load(config: BenchConfig, endpoint: Endpoint, plan: Plan, *, folde
         )
         await stack.enter_async_context(client)
         shape = _shape(config, endpoint)
-        warmup = await _warm_up(config, Warmer(client, shape, clock), plan)
+        warmup = await _warm_up(plan, config=config, client=client, shape=shape, clock=clock)
         started_at = datetime.now(UTC)
         file = RecordFile(folder / REQUESTS_FILE)
         driver = Driver(client, shape, clock=clock, on_record=file.add)
@@ -76,19 +76,12 @@ async def run_load(config: BenchConfig, endpoint: Endpoint, plan: Plan, *, folde
     return Outcome(records, start_s, started_at, own, server, warmup)
 
 
-@dataclass(frozen=True, slots=True)
-class Warmer:
-    """What sends the warm-up."""
-
-    client: OpenAIClient
-    shape: RequestShape
-    clock: Clock
-
-
-async def _warm_up(config: BenchConfig, warmer: Warmer, plan: Plan) -> Counter[str]:
+async def _warm_up(
+    plan: Plan, *, config: BenchConfig, client: OpenAIClient, shape: RequestShape, clock: Clock
+) -> Counter[str]:
     outcomes: list[Record] = []
-    driver = Driver(warmer.client, warmer.shape, clock=warmer.clock, on_record=outcomes.append)
-    await send_closed(plan.warmup, driver.send_free, clients=config.concurrency, clock=warmer.clock)
+    driver = Driver(client, shape, clock=clock, on_record=outcomes.append)
+    await send_closed(plan.warmup, driver.send_free, clients=config.concurrency, clock=clock)
     if outcomes and not driver.counters.completed:
         kinds, first = _kinds(outcomes), outcomes[0].error
         raise EndpointError(f"{config.title}: every warm-up request failed: {kinds}; the first: {first}")
@@ -100,24 +93,24 @@ async def _send(config: BenchConfig, driver: Driver, plan: Plan, clock: Clock) -
     if plan.offsets_s is None:
         end_s = None if config.duration_s is None else start_s + config.duration_s
         await send_closed(
-            plan.sessions,
+            plan.conversations,
             driver.send_free,
-            clients=min(config.concurrency, len(plan.sessions)),
+            clients=min(config.concurrency, len(plan.conversations)),
             clock=clock,
             end_s=end_s,
             grace_s=config.drain_s,
         )
         return start_s
     sent = await send_open(
-        plan.sessions,
+        plan.conversations,
         plan.offsets_s,
         driver.send_due,
         clock=clock,
         start_s=start_s,
         grace_s=config.drain_s,
     )
-    for session, offset_s in zip(plan.sessions[sent:], plan.offsets_s[sent:], strict=True):
-        driver.leave(session, start_s + offset_s)
+    for conversation, offset_s in zip(plan.conversations[sent:], plan.offsets_s[sent:], strict=True):
+        driver.leave(conversation, start_s + offset_s)
     return start_s
 
 

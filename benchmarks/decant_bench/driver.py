@@ -12,7 +12,7 @@ from decant.exchange import Route
 from decant.timing import RequestTiming
 from decant_bench.pacing import Clock
 from decant_bench.records import OwnKind, Record
-from decant_bench.workload import Session
+from decant_bench.workload import Conversation
 
 
 class BenchClient(Protocol):
@@ -83,31 +83,31 @@ class Driver:
         # Unique to the run, so that a server's log tells its requests from those of another.
         self._run = uuid.uuid4().hex[:8]
 
-    async def send_due(self, session: Session, due_s: float) -> None:
+    async def send_due(self, conversation: Conversation, due_s: float) -> None:
         """One conversation whose first request is due at `due_s`."""
-        await self._send(session, due_s)
+        await self._send(conversation, due_s)
 
-    async def send_free(self, session: Session) -> None:
+    async def send_free(self, conversation: Conversation) -> None:
         """One conversation of a client that is free: nothing is due, so latency counts from the send."""
-        await self._send(session, None)
+        await self._send(conversation, None)
 
-    def leave(self, session: Session, due_s: float | None) -> None:
+    def leave(self, conversation: Conversation, due_s: float | None) -> None:
         """Records a conversation that was offered and never sent."""
-        self._skip(session, 0, "unsent", due_s)
+        self._skip(conversation, 0, "unsent", due_s)
 
-    async def _send(self, session: Session, due_s: float | None) -> None:
+    async def _send(self, conversation: Conversation, due_s: float | None) -> None:
         answers: list[str] = []
-        for turn in range(len(session.turns)):
+        for turn in range(len(conversation.turns)):
             if turn:
                 due_s = await self._think(due_s)
             try:
-                record, answer = await self._ask(session, turn, answers, due_s)
+                record, answer = await self._ask(conversation, turn, answers, due_s)
             except asyncio.CancelledError:
-                self._skip(session, turn + 1, "turn_skipped", None)
+                self._skip(conversation, turn + 1, "turn_skipped", None)
                 raise
             self._take(record)
             if answer is None:
-                self._skip(session, turn + 1, "turn_skipped", None)
+                self._skip(conversation, turn + 1, "turn_skipped", None)
                 return
             answers.append(answer)
 
@@ -118,12 +118,12 @@ class Driver:
         return None if due_s is None else next_s
 
     async def _ask(
-        self, session: Session, turn: int, answers: list[str], due_s: float | None
+        self, conversation: Conversation, turn: int, answers: list[str], due_s: float | None
     ) -> tuple[Record, str | None]:
         shape, started_s = self._shape, self._clock.now_s()
         body = {
             "model": shape.model,
-            **session.body(turn, answers, route=shape.route),
+            **conversation.body(turn, answers, route=shape.route),
             **shape.extra,
         }
         send = self._client.chat if shape.route == "chat" else self._client.complete
@@ -131,24 +131,24 @@ class Driver:
         late_s = None if due_s is None else started_s - due_s
         try:
             completion = await send(
-                body, stream=shape.stream, intended_s=due_s, request_id=self._id(session, turn)
+                body, stream=shape.stream, intended_s=due_s, request_id=self._id(conversation, turn)
             )
         except ApiError as error:
-            timing = error.timing or self._bare(session, turn, due_s, started_s, kind=error.kind)
-            return self._record(session, turn, timing, late_s, error=str(error)), None
+            timing = error.timing or self._bare(conversation, turn, due_s, started_s, kind=error.kind)
+            return self._record(conversation, turn, timing, late_s, error=str(error)), None
         except asyncio.CancelledError:
-            timing = self._bare(session, turn, due_s, started_s, kind="unfinished")
+            timing = self._bare(conversation, turn, due_s, started_s, kind="unfinished")
             words = "the run ended before the answer did"
-            self._take(self._record(session, turn, timing, late_s, error=words))
+            self._take(self._record(conversation, turn, timing, late_s, error=words))
             raise
         text = (completion.reasoning or "") + completion.text if shape.keeps_text else None
-        return self._record(session, turn, completion.timing, late_s, text=text), completion.text
+        return self._record(conversation, turn, completion.timing, late_s, text=text), completion.text
 
-    def _skip(self, session: Session, first: int, kind: OwnKind, due_s: float | None) -> None:
+    def _skip(self, conversation: Conversation, first: int, kind: OwnKind, due_s: float | None) -> None:
         now_s = self._clock.now_s()
-        for turn in range(first, len(session.turns)):
-            timing = self._bare(session, turn, due_s if turn == 0 else None, now_s, kind=kind)
-            self._take(self._record(session, turn, timing))
+        for turn in range(first, len(conversation.turns)):
+            timing = self._bare(conversation, turn, due_s if turn == 0 else None, now_s, kind=kind)
+            self._take(self._record(conversation, turn, timing))
 
     def _take(self, record: Record) -> None:
         counters, kind = self.counters, record.timing.error_kind
@@ -159,15 +159,15 @@ class Driver:
         self._on_record(record)
 
     def _bare(
-        self, session: Session, turn: int, due_s: float | None, actual_s: float, *, kind: str
+        self, conversation: Conversation, turn: int, due_s: float | None, actual_s: float, *, kind: str
     ) -> RequestTiming:
         return RequestTiming(
-            request_id=self._id(session, turn), intended_s=due_s, actual_s=actual_s, error_kind=kind
+            request_id=self._id(conversation, turn), intended_s=due_s, actual_s=actual_s, error_kind=kind
         )
 
     def _record(
         self,
-        session: Session,
+        conversation: Conversation,
         turn: int,
         timing: RequestTiming,
         late_s: float | None = None,
@@ -175,9 +175,9 @@ class Driver:
         text: str | None = None,
         error: str | None = None,
     ) -> Record:
-        planned = session.turns[turn].prompt_tokens
+        planned = conversation.turns[turn].prompt_tokens
         return Record(
-            index=session.index,
+            index=conversation.index,
             turn=turn,
             timing=timing,
             planned_prompt_tokens=planned,
@@ -186,5 +186,5 @@ class Driver:
             error=error,
         )
 
-    def _id(self, session: Session, turn: int) -> str:
-        return f"bench-{self._run}-{session.index}-{turn}"
+    def _id(self, conversation: Conversation, turn: int) -> str:
+        return f"bench-{self._run}-{conversation.index}-{turn}"

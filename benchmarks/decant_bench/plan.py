@@ -9,22 +9,22 @@ from decant_bench.bench_config import BenchConfig
 from decant_bench.load import arrival_offsets_s, gamma_offsets_s, ramp_offsets_s, within
 from decant_bench.tokens import TokenCounter, token_counter
 from decant_bench.traces import read_trace
-from decant_bench.workload import Session, Workload
+from decant_bench.workload import Conversation, Workload
 
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """What will be sent. `offsets_s` has a time for each session; None in a closed loop."""
+    """What will be sent. `offsets_s` has a time for each conversation; None in a closed loop."""
 
-    sessions: Sequence[Session]
+    conversations: Sequence[Conversation]
     offsets_s: tuple[float, ...] | None
-    warmup: Sequence[Session]
+    warmup: Sequence[Conversation]
     counter: TokenCounter
 
     @property
     def requests(self) -> int:
-        """How many requests the sessions make."""
-        return sum(len(session.turns) for session in self.sessions)
+        """How many requests the conversations make."""
+        return sum(len(conversation.turns) for conversation in self.conversations)
 
 
 def make_plan(config: BenchConfig) -> Plan:
@@ -34,16 +34,16 @@ def make_plan(config: BenchConfig) -> Plan:
     if config.trace is not None:
         trace = read_trace(config.trace, limit=config.requests, speed=config.trace_speed)
         offsets = within([request.offset_s for request in trace], config.duration_s)
-        sessions = workload.measured(len(offsets), trace=trace)
+        conversations = workload.measured(len(offsets), trace=trace)
     elif config.arrival == "closed":
         assert config.requests is not None
-        offsets, sessions = None, workload.measured(config.requests)
+        offsets, conversations = None, workload.measured(config.requests)
     else:
         offsets = _offsets_s(config)
-        sessions = workload.measured(len(offsets))
-    if not sessions:
+        conversations = workload.measured(len(offsets))
+    if not conversations:
         raise ConfigError("no request is due within duration_s; make it longer or the rate higher")
-    return Plan(sessions, offsets, workload.warmup(config.warmup, sessions), counter)
+    return Plan(conversations, offsets, workload.warmup(config.warmup, conversations), counter)
 
 
 def _offsets_s(config: BenchConfig) -> tuple[float, ...]:

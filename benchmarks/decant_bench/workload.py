@@ -31,7 +31,7 @@ class Turn:
 
 
 @dataclass(frozen=True, slots=True)
-class Session:
+class Conversation:
     """A conversation: what stands before it and its turns; most have one."""
 
     index: int
@@ -65,7 +65,7 @@ class Workload:
         self._seed = seed
         self._cached: dict[tuple[int, int], str] = {}
 
-    def measured(self, n: int, *, trace: Sequence[TraceRequest] | None = None) -> list[Session]:
+    def measured(self, n: int, *, trace: Sequence[TraceRequest] | None = None) -> list[Conversation]:
         """The conversations of a run, lengths from the trace where there is one."""
         if self._config.data is not None:
             return self._rows(n)
@@ -73,35 +73,35 @@ class Workload:
             return [self._traced(index, request) for index, request in enumerate(trace[:n])]
         return [self._synthetic(index, _MEASURED) for index in range(n)]
 
-    def warmup(self, n: int, measured: Sequence[Session]) -> list[Session]:
+    def warmup(self, n: int, measured: Sequence[Conversation]) -> list[Conversation]:
         """As many conversations of one turn, alike in length, whose prompts none of the measured ones has."""
-        taken = {session.key for session in measured}
+        taken = {conversation.key for conversation in measured}
         draw = self._shuffled(measured) if self._config.data is not None else self._fresh
         return [self._unlike(taken, index, draw) for index in range(n)]
 
-    def _unlike(self, taken: set[str], index: int, draw: Callable[[int], Session]) -> Session:
+    def _unlike(self, taken: set[str], index: int, draw: Callable[[int], Conversation]) -> Conversation:
         for attempt in range(_MOST_REDRAWS):
-            session = draw(index + attempt * 1_000_003)
-            if session.key not in taken:
-                taken.add(session.key)
-                return Session(index, session.head, session.turns[:1])
+            conversation = draw(index + attempt * 1_000_003)
+            if conversation.key not in taken:
+                taken.add(conversation.key)
+                return Conversation(index, conversation.head, conversation.turns[:1])
         raise DataError("found no prompts for the warm-up that are not measured: make the prompts longer")
 
-    def _fresh(self, index: int) -> Session:
+    def _fresh(self, index: int) -> Conversation:
         return self._synthetic(index, _WARMUP)
 
-    def _shuffled(self, measured: Sequence[Session]) -> Callable[[int], Session]:
-        def draw(index: int) -> Session:
+    def _shuffled(self, measured: Sequence[Conversation]) -> Callable[[int], Conversation]:
+        def draw(index: int) -> Conversation:
             rng = self._rng(_WARMUP, index)
             source = measured[int(rng.integers(len(measured)))]
             words = source.turns[0].content.split()
             rng.shuffle(words)
             turn = Turn(f"{index} {' '.join(words)}", source.turns[0].max_tokens, None)
-            return Session(index, source.head, (turn,))
+            return Conversation(index, source.head, (turn,))
 
         return draw
 
-    def _synthetic(self, index: int, stream: int) -> Session:
+    def _synthetic(self, index: int, stream: int) -> Conversation:
         config, rng = self._config, self._rng(stream, index)
         head = self._head(int(rng.integers(config.prefix_groups)), stream)
         turns: list[Turn] = []
@@ -111,7 +111,7 @@ class Workload:
             most = draw_length(config.output_tokens, rng)
             own = before + length if not turns else None
             turns.append(Turn(self._writer.write(length, rng), most, own))
-        return Session(index, head, tuple(turns))
+        return Conversation(index, head, tuple(turns))
 
     def _head(self, group: int, stream: int) -> tuple[Message, ...]:
         if not self._config.prefix_tokens:
@@ -120,15 +120,15 @@ class Workload:
         text = self._text(_PREFIX, 2 * group + (stream == _WARMUP), self._config.prefix_tokens)
         return ({"role": "system", "content": text},)
 
-    def _traced(self, index: int, request: TraceRequest) -> Session:
+    def _traced(self, index: int, request: TraceRequest) -> Conversation:
         length = max(1, request.prompt_tokens)
         whole = [self._text(_BLOCK, block, MOONCAKE_BLOCK_TOKENS) for block in request.blocks[:-1]]
         after = " ".join(whole) if len(whole) * MOONCAKE_BLOCK_TOKENS < length else ""
         rng = self._rng(_BLOCK, request.blocks[-1]) if request.blocks else self._rng(_MEASURED, index)
         content = self._writer.write(length, rng, after=after)
-        return Session(index, (), (Turn(content, max(1, request.completion_tokens), length),))
+        return Conversation(index, (), (Turn(content, max(1, request.completion_tokens), length),))
 
-    def _rows(self, n: int) -> list[Session]:
+    def _rows(self, n: int) -> list[Conversation]:
         config = self._config
         assert config.data is not None
         rows = read_good_rows(config.data)
@@ -136,15 +136,15 @@ class Workload:
             raise DataError(f"{config.data}: holds no rows")
         rng = self._rng(_ORDER, 0)
         order = [int(i) for _ in range(math.ceil(n / len(rows))) for i in rng.permutation(len(rows))][:n]
-        sessions: list[Session] = []
+        conversations: list[Conversation] = []
         for index, place in enumerate(order):
             where = f"{config.data}:{rows[place].line}"
             *head, last = _messages(rows[place].fields, config, where)
             most = draw_length(config.output_tokens, self._rng(_MEASURED, index))
             text = last["content"]
             length = self._counter.count("\n".join(m["content"] for m in (*head, last)))
-            sessions.append(Session(index, tuple(head), (Turn(text, most, length),)))
-        return sessions
+            conversations.append(Conversation(index, tuple(head), (Turn(text, most, length),)))
+        return conversations
 
     def _text(self, stream: int, number: int, length: int) -> str:
         if (stream, number) not in self._cached:

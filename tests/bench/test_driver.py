@@ -13,7 +13,7 @@ from decant.wire import ErrorBody
 from decant_bench.driver import Driver, RequestShape
 from decant_bench.pacing import send_closed, send_open
 from decant_bench.records import Record
-from decant_bench.workload import Session, Turn
+from decant_bench.workload import Conversation, Turn
 
 
 class FakeClock:
@@ -68,8 +68,8 @@ class FakeClient:
     complete = chat
 
 
-def session(*questions: str, index: int = 0) -> Session:
-    return Session(index, (), tuple(Turn(question, 8, 1) for question in questions))
+def conversation(*questions: str, index: int = 0) -> Conversation:
+    return Conversation(index, (), tuple(Turn(question, 8, 1) for question in questions))
 
 
 def driver(client: FakeClient, *, think_s: float = 0.0, route: Route = "chat") -> tuple[Driver, list[Record]]:
@@ -81,9 +81,9 @@ def driver(client: FakeClient, *, think_s: float = 0.0, route: Route = "chat") -
 async def test_a_late_client_is_charged_in_the_response_and_named_in_the_schedule_error() -> None:
     clock = FakeClock()
     sender, records = driver(FakeClient(clock))
-    sessions = [session("q", index=index) for index in range(3)]
+    conversations = [conversation("q", index=index) for index in range(3)]
     # Each takes a second of the only thread, and they are due every half second.
-    await send_open(sessions, [0.0, 0.5, 1.0], sender.send_due, clock=clock, start_s=100.0)
+    await send_open(conversations, [0.0, 0.5, 1.0], sender.send_due, clock=clock, start_s=100.0)
 
     assert [record.schedule_error_s for record in records] == pytest.approx([0.0, 0.5, 1.0])
     assert [record.timing.response_s for record in records] == pytest.approx([1.0, 1.5, 2.0])
@@ -92,14 +92,14 @@ async def test_a_late_client_is_charged_in_the_response_and_named_in_the_schedul
 
 async def test_a_later_turn_is_due_after_a_pause_for_thought() -> None:
     sender, records = driver(FakeClient(FakeClock()), think_s=3.0)
-    await sender.send_due(session("one", "two"), 100.0)
+    await sender.send_due(conversation("one", "two"), 100.0)
 
     assert [record.timing.intended_s for record in records] == [100.0, 104.0]
 
 
 async def test_what_the_end_of_the_run_cuts_off_is_recorded_turn_by_turn() -> None:
     sender, records = driver(FakeClient(FakeClock()))
-    task = asyncio.create_task(sender.send_due(session("fine", "silent", "three"), 100.0))
+    task = asyncio.create_task(sender.send_due(conversation("fine", "silent", "three"), 100.0))
     await asyncio.sleep(0.01)
     task.cancel()
     await asyncio.wait({task})
@@ -114,7 +114,10 @@ async def test_every_request_carries_the_extra_fields_and_an_id_of_its_own() -> 
     client = FakeClient(FakeClock())
     sender, records = driver(client)
     await send_closed(
-        [session("a", "b"), session("bad", index=1)], sender.send_free, clients=1, clock=client.clock
+        [conversation("a", "b"), conversation("bad", index=1)],
+        sender.send_free,
+        clients=1,
+        clock=client.clock,
     )
 
     assert all(body["ignore_eos"] is True and body["model"] == "m" for body in client.asked)
@@ -133,7 +136,7 @@ async def test_a_long_run_keeps_nothing_of_what_it_has_recorded() -> None:
 
     client.asked = _Forgetful()
     sender = Driver(client, shape, clock=client.clock, on_record=count)
-    one = session("q")
+    one = conversation("q")
     await send_closed((one for _ in range(200)), sender.send_free, clients=4, clock=client.clock)
     tracemalloc.start()
     before = tracemalloc.get_traced_memory()[0]

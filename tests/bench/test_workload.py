@@ -10,7 +10,7 @@ from decant.errors import DataError
 from decant_bench.bench_config import LengthConfig, WorkloadConfig
 from decant_bench.tokens import WordCounter, token_counter
 from decant_bench.traces import TraceRequest
-from decant_bench.workload import Session, Workload, draw_length
+from decant_bench.workload import Conversation, Workload, draw_length
 
 DEMO_MODEL = Path(__file__).parents[2] / "distill/decant_distill/demo/weights/student-base"
 
@@ -20,8 +20,8 @@ def workload(seed: int = 0, **settings: Any) -> Workload:
     return Workload(config, counter=token_counter(config.tokenizer), seed=seed)
 
 
-def prompts(sessions: list[Session]) -> list[str]:
-    return [turn.content for session in sessions for turn in session.turns]
+def prompts(conversations: list[Conversation]) -> list[str]:
+    return [turn.content for conversation in conversations for turn in conversation.turns]
 
 
 def test_the_same_seed_gives_the_same_prompts_and_a_longer_run_begins_like_a_shorter_one() -> None:
@@ -47,18 +47,18 @@ def test_lengths_stay_within_their_bounds() -> None:
 
 
 def test_without_a_tokenizer_lengths_are_exact_in_words() -> None:
-    sessions = workload(prompt_tokens={"mean": 37}).measured(5)
-    assert [WordCounter().count(prompt) for prompt in prompts(sessions)] == [37] * 5
+    conversations = workload(prompt_tokens={"mean": 37}).measured(5)
+    assert [WordCounter().count(prompt) for prompt in prompts(conversations)] == [37] * 5
 
 
 def test_with_a_tokenizer_lengths_are_exact_in_tokens() -> None:
     pytest.importorskip("tokenizers")
     lengths = {"kind": "normal", "mean": 60, "std": 20}
-    sessions = workload(tokenizer=DEMO_MODEL, prompt_tokens=lengths).measured(20)
+    conversations = workload(tokenizer=DEMO_MODEL, prompt_tokens=lengths).measured(20)
     counter = token_counter(DEMO_MODEL)
 
-    asked = [session.turns[0].prompt_tokens for session in sessions]
-    assert [counter.count(prompt) for prompt in prompts(sessions)] == asked
+    asked = [conversation.turns[0].prompt_tokens for conversation in conversations]
+    assert [counter.count(prompt) for prompt in prompts(conversations)] == asked
     assert len(set(asked)) > 5
 
 
@@ -67,7 +67,10 @@ def test_warm_up_prompts_and_beginnings_are_none_of_the_measured_ones() -> None:
     measured = load.measured(40)
     warmup = load.warmup(20, measured)
 
-    heads = [{session.head[0]["content"] for session in sessions} for sessions in (measured, warmup)]
+    heads = [
+        {conversation.head[0]["content"] for conversation in conversations}
+        for conversations in (measured, warmup)
+    ]
     assert [len(head) for head in heads] == [2, 2]
     assert not heads[0] & heads[1]
 
@@ -79,20 +82,20 @@ def test_a_workload_too_small_to_be_warmed_up_with_others_says_so(tmp_path: Path
 
 
 def test_a_shared_beginning_is_the_system_message_of_a_chat_and_the_start_of_a_completion() -> None:
-    session = workload(prefix_tokens=8, prompt_tokens={"mean": 4}).measured(1)[0]
-    chat, text = session.body(0, [], route="chat"), session.body(0, [], route="completions")
+    conversation = workload(prefix_tokens=8, prompt_tokens={"mean": 4}).measured(1)[0]
+    chat, text = conversation.body(0, [], route="chat"), conversation.body(0, [], route="completions")
 
     assert [message["role"] for message in chat["messages"]] == ["system", "user"]
     assert text["prompt"] == "\n".join(message["content"] for message in chat["messages"])
-    assert session.turns[0].prompt_tokens == 12
+    assert conversation.turns[0].prompt_tokens == 12
 
 
 def test_later_turns_carry_the_answers_that_came() -> None:
-    session = workload(turns=3, prompt_tokens={"mean": 4}).measured(1)[0]
-    messages = session.body(2, ["one", "two"], route="chat")["messages"]
+    conversation = workload(turns=3, prompt_tokens={"mean": 4}).measured(1)[0]
+    messages = conversation.body(2, ["one", "two"], route="chat")["messages"]
 
     assert [m["content"] for m in messages if m["role"] == "assistant"] == ["one", "two"]
-    assert messages[-1] == {"role": "user", "content": session.turns[2].content}
+    assert messages[-1] == {"role": "user", "content": conversation.turns[2].content}
 
 
 def test_equal_blocks_of_a_trace_are_equal_text() -> None:
