@@ -6,7 +6,7 @@ Nothing heavy is imported until a verb is chosen, so that `decant --help` answer
 import importlib
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
 from decant import __version__
@@ -26,6 +26,10 @@ VERBS: dict[str, tuple[str, str]] = {
     "quantize": ("decant_quant.quantize", "make a checkpoint smaller"),
     "eval": ("decant_bench.evaluate", "replay a dataset against an endpoint: answers and timings"),
     "ledger": ("decant_bench.ledger", "say what each stage kept and lost"),
+    "bench run": ("decant_bench.bench", "put a load on an endpoint and measure its latency"),
+    "bench calibrate": ("decant_bench.calibrate", "measure the benchmark's own error on known delays"),
+    "bench compare": ("decant_bench.compare", "say which of two benchmark runs is faster, or that none is"),
+    "bench sweep": ("decant_bench.sweep", "find the highest rate that still meets a latency objective"),
     "baseline": ("decant_distill.baseline", "score TF-IDF + logistic regression on the same requests"),
     "split": ("decant_distill.split", "split a dataset into parts by a hash of its texts"),
     "scratch": ("decant_distill.scratch", "make a small base model from scratch on plain text"),
@@ -71,7 +75,13 @@ def _dispatch(arguments: list[str]) -> int:
     from decant.arguments import parse
     from decant.config import nearest
 
-    name, *rest = arguments
+    name, *rest = _joined(arguments)
+    if group := [verb for verb in VERBS if verb.startswith(f"{name} ")]:
+        if rest and rest[0] not in ("-h", "--help", "help"):
+            known = [verb.removeprefix(f"{name} ") for verb in group]
+            raise DecantError(f"no such verb: {name} {rest[0]}{nearest(rest[0], known)}")
+        print(f"usage: decant {name} VERB [options]\n\nverbs:\n{_listed(group)}")
+        return 0
     if name not in VERBS:
         raise DecantError(f"no such verb: {name}{nearest(name, list(VERBS))}")
     verb = load_verb(name)
@@ -79,13 +89,22 @@ def _dispatch(arguments: list[str]) -> int:
     return 0
 
 
+def _joined(arguments: list[str]) -> list[str]:
+    """The arguments with a verb of two words, such as `bench run`, as one."""
+    two_words = " ".join(arguments[:2])
+    return [two_words, *arguments[2:]] if two_words in VERBS else arguments
+
+
+def _listed(names: Iterable[str]) -> str:
+    return "\n".join(f"  {name:<15} {VERBS[name][1]}" for name in names)
+
+
 def overview() -> str:
     """The text of `decant --help`."""
-    verbs = "\n".join(f"  {name:<10} {summary}" for name, (_, summary) in VERBS.items())
     return (
         "usage: decant VERB [options]\n\n"
         "Decant pours a big language model into a small one and proves what was lost on the way.\n\n"
-        f"verbs:\n{verbs}\n\n"
+        f"verbs:\n{_listed(VERBS)}\n\n"
         "`decant VERB --help` lists a verb's options; every option can also stand in a TOML file (--config)."
     )
 

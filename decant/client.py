@@ -20,7 +20,7 @@ import httpx
 from decant import __version__
 from decant.api_error import ApiError, ErrorKind
 from decant.errors import ConfigError
-from decant.exchange import Attempt, Call, Completion
+from decant.exchange import Attempt, Call, Completion, Route
 
 __all__ = ["ApiError", "Backoff", "Completion", "ErrorKind", "OpenAIClient"]
 
@@ -31,6 +31,7 @@ _TRIED_AGAIN: frozenset[ErrorKind] = frozenset(
     {"connect", "reset", "rate_limited", "server_error", "conflict"}
 )
 _CONNECT_LIMIT_S = 30.0
+_PATHS: Mapping[Route, str] = {"chat": "/chat/completions", "completions": "/completions"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,21 +109,18 @@ class OpenAIClient:
 
         A stream is asked for its usage. Raises ApiError, and ConfigError for a request of several answers.
         """
-        if request.get("n") not in (None, 1):
-            raise ConfigError(f"n={request['n']}: send one request per sample, each with its own seed")
-        body: dict[str, Any] = {**request, "stream": stream}
-        if stream:
-            body.setdefault("stream_options", {"include_usage": True})
-        # ASCII escapes: text with lone surrogates must reach the server, not break the client.
-        content = json.dumps(body, allow_nan=False).encode("ascii")
-        call = Call(
-            method="POST",
-            url=f"{self._base_url}/chat/completions",
-            request_id=request_id or uuid.uuid4().hex,
-            content=content,
-            intended_s=intended_s,
-        )
-        return await self._retried(call, partial(Attempt.completion, stream=stream))
+        return await self._completed("chat", request, stream, intended_s, request_id)
+
+    async def complete(
+        self,
+        request: Mapping[str, Any],
+        *,
+        stream: bool = True,
+        intended_s: float | None = None,
+        request_id: str | None = None,
+    ) -> Completion:
+        """The same for one request to /completions, which has a `prompt` where a chat has messages."""
+        return await self._completed("completions", request, stream, intended_s, request_id)
 
     async def models(self) -> list[dict[str, Any]]:
         """What GET /models lists."""
@@ -141,6 +139,31 @@ class OpenAIClient:
 
     def _get(self, path: str) -> Call:
         return Call(method="GET", url=self._base_url + path, request_id=uuid.uuid4().hex)
+
+    async def _completed(
+        self,
+        route: Route,
+        request: Mapping[str, Any],
+        stream: bool,
+        intended_s: float | None,
+        request_id: str | None,
+    ) -> Completion:
+        if request.get("n") not in (None, 1):
+            raise ConfigError(f"n={request['n']}: send one request per sample, each with its own seed")
+        body: dict[str, Any] = {**request, "stream": stream}
+        if stream:
+            body.setdefault("stream_options", {"include_usage": True})
+        # ASCII escapes: text with lone surrogates must reach the server, not break the client.
+        content = json.dumps(body, allow_nan=False).encode("ascii")
+        call = Call(
+            method="POST",
+            url=self._base_url + _PATHS[route],
+            request_id=request_id or uuid.uuid4().hex,
+            content=content,
+            intended_s=intended_s,
+            route=route,
+        )
+        return await self._retried(call, partial(Attempt.completion, stream=stream))
 
     async def _retried(self, call: Call, read: _Reader[T]) -> T:
         tries = 0

@@ -8,16 +8,17 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
-from typing import Any, NoReturn, cast
+from typing import Any, Literal, NoReturn, cast
 
 import httpx
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 
 from decant.api_error import ADVICE, ApiError, ErrorKind
 from decant.timing import RequestTiming
 from decant.wire import (
     DONE,
     ChatChunk,
+    ChatChunkChoice,
     ChatDelta,
     ChatResponse,
     ChoiceLogprobs,
@@ -27,6 +28,8 @@ from decant.wire import (
     Usage,
     parse_error,
 )
+
+Route = Literal["chat", "completions"]
 
 _DRAIN_LIMIT_S = 0.25
 _MESSAGE_CHARACTERS = 300
@@ -55,6 +58,51 @@ class Call:
     request_id: str
     content: bytes | None = None
     intended_s: float | None = None
+    route: Route = "chat"
+
+
+class _TextLogprobs(BaseModel):
+    tokens: list[str] = []
+    token_logprobs: list[float | None] = []
+
+
+class _TextChoice(BaseModel):
+    index: int = 0
+    text: str | None = None
+    finish_reason: str | None = None
+    logprobs: _TextLogprobs | None = None
+
+
+class _TextAnswer(BaseModel):
+    """What /completions answers, as one event of a stream or whole: both have one shape."""
+
+    model: str | None = None
+    choices: list[_TextChoice]
+    usage: Usage | None = None
+
+    def as_chat(self) -> ChatChunk:
+        """The same as a chunk of a chat."""
+        return ChatChunk(
+            model=self.model,
+            usage=self.usage,
+            choices=[
+                ChatChunkChoice(
+                    index=choice.index,
+                    delta=ChatDelta(content=choice.text),
+                    finish_reason=choice.finish_reason,
+                    logprobs=_as_chat_logprobs(choice.logprobs),
+                )
+                for choice in self.choices
+            ],
+        )
+
+
+def _as_chat_logprobs(logprobs: _TextLogprobs | None) -> ChoiceLogprobs | None:
+    if logprobs is None:
+        return None
+    pairs = zip(logprobs.tokens, logprobs.token_logprobs, strict=False)
+    # The first token of an echoed prompt has no probability.
+    return ChoiceLogprobs(content=[TokenLogprob(token=t, logprob=p) for t, p in pairs if p is not None])
 
 
 @dataclass(slots=True)
@@ -225,14 +273,31 @@ class Attempt:
         body = await response.aread()
         at_s = self._now_s()
         try:
-            whole = ChatResponse.model_validate_json(body)
+            whole = self._whole(body)
         except ValidationError as error:
             self._raise_unreadable(body.decode("utf-8", errors="replace"), error)
+        if not whole.choices:
+            raise self.error("bad_response", "an answer without a choice")
         choice = whole.choices[0]
         answer = self._answer
-        answer.take_text(choice.message, choice.logprobs)
+        answer.take_text(choice.delta, choice.logprobs)
         answer.model, answer.usage = whole.model, whole.usage
         answer.finish_reason, answer.ended_s = choice.finish_reason, at_s
+
+    def _whole(self, body: bytes) -> ChatChunk:
+        if self.call.route == "completions":
+            return _TextAnswer.model_validate_json(body).as_chat()
+        whole = ChatResponse.model_validate_json(body)
+        first = whole.choices[0]
+        choice = ChatChunkChoice(
+            delta=first.message, finish_reason=first.finish_reason, logprobs=first.logprobs
+        )
+        return ChatChunk(model=whole.model, choices=[choice], usage=whole.usage)
+
+    def _chunk(self, payload: str) -> ChatChunk:
+        if self.call.route == "completions":
+            return _TextAnswer.model_validate_json(payload).as_chat()
+        return ChatChunk.model_validate_json(payload)
 
     async def _read_stream(self, response: httpx.Response) -> None:
         decoder, pieces, start = SseDecoder(), response.aiter_bytes(), b""
@@ -259,7 +324,7 @@ class Attempt:
                 self._answer.done = True
                 return
             try:
-                chunk = ChatChunk.model_validate_json(payload)
+                chunk = self._chunk(payload)
             except ValidationError as error:
                 self._raise_unreadable(payload, error)
             self._answer.take_chunk(chunk, at_s)
@@ -268,7 +333,7 @@ class Attempt:
         # A server that fails after its 200 says so in the place of a chunk, with the status as `code`.
         found = parse_error(_json(text))
         if found is None:
-            raise self.error("bad_response", f"not a chat answer: {text[:80]!r}") from error
+            raise self.error("bad_response", f"not a {self.call.route} answer: {text[:80]!r}") from error
         if self._answer.chunk_times_s:
             raise self.error("stream_broken", found) from error
         status = found.code if isinstance(found.code, int) and 400 <= found.code < 600 else 500

@@ -107,6 +107,81 @@ def bootstrap_percentile(
     return _bootstrap(sample, lambda rows: np.percentile(rows, q, axis=1), seed, resamples, confidence)
 
 
+def least_n(q: float, confidence: float = 0.95) -> int:
+    """The smallest sample that can bound the `q`-th percentile on both sides at this confidence.
+
+    With fewer values the percentile lies beyond the largest (or smallest) of them too often for an interval
+    made of the values to hold it: David and Nagaraja, Order Statistics, section 7.1.
+    """
+    if not 0 < q < 100:
+        raise ValueError(f"q={q}: a percentile is given in percent, between 0 and 100")
+    farther = max(q, 100 - q) / 100
+    return math.ceil(math.log((1 - confidence) / 2) / math.log(farther))
+
+
+def percentile_draws(
+    values: Sequence[float],
+    qs: Sequence[float],
+    *,
+    blocks: Sequence[int] | None = None,
+    seed: int,
+    resamples: int = 2000,
+) -> npt.NDArray[np.float64]:
+    """Bootstrap draws of several percentiles at once: (resamples, percentiles).
+
+    Whole blocks are drawn, not values: latencies that share a queue, or a request, are not independent, and
+    drawing them one by one gives intervals that are too narrow. `blocks` names each value's block; without
+    it each value is its own. Many values get fewer resamples, so that the time stays bounded.
+    """
+    if not len(values):
+        raise ValueError("draws of no values")
+    sample = np.asarray(values, dtype=np.float64)
+    order = np.argsort(sample, kind="stable")
+    ordered = sample[order]
+    _, named = np.unique(np.arange(sample.size) if blocks is None else blocks, return_inverse=True)
+    block_of = named[order]
+    count = int(named.max()) + 1
+    rng = np.random.default_rng(seed)
+    rows = max(_LEAST_RESAMPLES, min(resamples, _WEIGHTS_AT_MOST // sample.size))
+    at_once = max(1, _FLOATS_AT_ONCE // sample.size)
+    found = [
+        _weighted_percentiles(
+            ordered,
+            rng.multinomial(count, np.full(count, 1 / count), size=min(at_once, rows - start))[:, block_of],
+            qs,
+        )
+        for start in range(0, rows, at_once)
+    ]
+    return np.concatenate(found)
+
+
+def interval_of(draws: npt.NDArray[np.float64], confidence: float = 0.95) -> Interval:
+    """The percentile interval of bootstrap draws of one number."""
+    tail = 50 * (1 - confidence)
+    low, high = np.percentile(draws, (tail, 100 - tail))
+    return Interval(float(low), float(high))
+
+
+def _weighted_percentiles(
+    ordered: npt.NDArray[np.float64], times: npt.NDArray[np.int64], qs: Sequence[float]
+) -> npt.NDArray[np.float64]:
+    # Type 7, as everywhere, of the samples (a row each) in which value i stands times[row, i] times. Rows are
+    # shifted apart, so that one search over all of them finds every percentile.
+    cumulated = np.cumsum(times, axis=1)
+    totals = cumulated[:, -1:]
+    rows = np.arange(len(times))[:, None]
+    shift = rows * (int(totals.max()) + 1)
+    flat = (cumulated + shift).ravel()
+
+    def value_at(place: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+        return ordered[np.searchsorted(flat, place + shift, side="right") - rows * len(ordered)]
+
+    position = (totals - 1) * np.asarray(qs, dtype=np.float64) / 100
+    below = np.floor(position)
+    low, high = value_at(below), value_at(np.minimum(below + 1, totals - 1))
+    return low + (high - low) * (position - below)
+
+
 def _z(confidence: float) -> float:
     if not 0 < confidence < 1:
         raise ValueError(f"confidence={confidence}: give a fraction such as 0.95")
@@ -140,6 +215,8 @@ def _tango_variance(gained: int, lost: int, n: int, difference: float) -> float:
 
 
 _FLOATS_AT_ONCE = 2_000_000
+_WEIGHTS_AT_MOST = 100_000_000
+_LEAST_RESAMPLES = 200
 
 
 def _bootstrap(

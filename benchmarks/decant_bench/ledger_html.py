@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from html import escape
-from pathlib import Path
 from typing import Any
 
 from decant_bench import ledger_cells as cells
@@ -10,11 +9,11 @@ from decant_bench.headline import Tile, headline
 from decant_bench.ledger_cells import Cell
 from decant_bench.ledger_document import Ledger
 from decant_bench.ledger_rows import LedgerRow, Sample
+from decant_bench.page import block, figure, page
 from decant_bench.plots import latency_plot, length_plot, loss_plot, series_css, series_index
 from decant_bench.svg import drawing, group, marker
 from decant_bench.tradeoff_plot import tradeoff_plot
 
-_STYLE = Path(__file__).with_name("ledger.css")
 _MOODS = {
     "kept": "good",
     "same": "good",
@@ -62,20 +61,14 @@ def ledger_page(ledger: Ledger, samples: Mapping[str, Sample]) -> str:
         f'<p class="lead">{escape(_scope(ledger))}</p>',
         _verdict(ledger),
         _tiles(headline(ledger)),
-        _block("Quality", _quality_words(ledger), _table(ledger, _QUALITY)),
-        _block("Latency and cost", _speed_words(ledger), _table(ledger, _SPEED)),
+        block("Quality", _quality_words(ledger), _table(ledger, _QUALITY)),
+        block("Latency and cost", _speed_words(ledger), _table(ledger, _SPEED)),
         f'<div class="figures">{"".join(_figures(ledger, samples))}</div>',
         _notes(ledger),
         _conditions(ledger),
         f"<footer>{escape(_WORDS)}</footer>",
     ]
-    return (
-        '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        f"<title>{escape(ledger.title)} · Decant</title>"
-        f"<style>{_STYLE.read_text(encoding='utf-8')}</style></head>\n"
-        f"<body><main>{''.join(body)}</main></body></html>\n"
-    )
+    return page(ledger.title, body)
 
 
 _WORDS = (
@@ -123,10 +116,6 @@ def _tiles(tiles: Sequence[Tile]) -> str:
     )
 
 
-def _block(heading: str, words: str, content: str) -> str:
-    return f'<section class="block"><h2>{heading}</h2><p>{escape(words)}</p>{content}</section>'
-
-
 def _table(ledger: Ledger, columns: Columns) -> str:
     heads = "".join(
         f'<th scope="col">{escape(name)}<span>{escape(under)}</span></th>' for name, under, _ in columns
@@ -161,12 +150,12 @@ def _figures(ledger: Ledger, samples: Mapping[str, Sample]) -> Iterable[str]:
     e2e = {stage: sample.e2e_response_s for stage, sample in samples.items()}
     ttft = {stage: sample.ttft_response_s for stage, sample in samples.items()}
     basis = "Accuracy" if ledger.graded else "Agreement with the teacher"
-    yield _figure(
+    yield figure(
         "What each stage changed",
         "Paired difference with its 95% interval. The dashed line is what the stage may lose.",
         loss_plot(ledger),
     )
-    yield _figure(
+    yield figure(
         "Quality, latency, cost",
         f"{basis} with its interval against latency. The area of a bubble is its $ per 1,000 requests.",
         tradeoff_plot(ledger),
@@ -174,7 +163,7 @@ def _figures(ledger: Ledger, samples: Mapping[str, Sample]) -> Iterable[str]:
     legend = "".join(f"<li>{swatch(ledger, row.stage)}{escape(row.stage)}</li>" for row in ledger.rows)
     legend = f'<ul class="legend">{legend}</ul>'
     lengths = length_plot(ledger)
-    yield _figure(
+    yield figure(
         f"{basis} by problem length", "With 95% Wilson intervals.", lengths, legend=legend, css="tall"
     )
     for heading, words, latencies in (
@@ -182,11 +171,7 @@ def _figures(ledger: Ledger, samples: Mapping[str, Sample]) -> Iterable[str]:
         ("Time to first token", "Share of requests whose first token came within a time.", ttft),
     ):
         plot = latency_plot(ledger, latencies, label=f"{heading[0].lower()}{heading[1:]} (response)")
-        yield _figure(heading, words, plot, legend=legend)
-
-
-def _figure(heading: str, words: str, plot: str, *, legend: str = "", css: str = "") -> str:
-    return f'<figure class="{css}"><h2>{heading}</h2><p>{words}</p>{legend}{plot}</figure>' if plot else ""
+        yield figure(heading, words, plot, legend=legend)
 
 
 def _notes(ledger: Ledger) -> str:

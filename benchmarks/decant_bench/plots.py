@@ -1,6 +1,7 @@
 """The ledger's plots by stage: what each lost, its accuracy by length, its latency distribution."""
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 
 from decant_bench import number_text as words
 from decant_bench.ledger_document import Ledger
@@ -126,24 +127,39 @@ def _length_series(
 
 def latency_plot(ledger: Ledger, latencies_s: Mapping[str, Sequence[float]], *, label: str) -> str:
     """The share of requests answered within each time, per stage; empty without latencies."""
-    known = {stage: values for stage, values in latencies_s.items() if values}
+    curves = [
+        Curve(stage, values, series_css(ledger, stage), series_index(ledger, stage))
+        for stage, values in latencies_s.items()
+    ]
+    return distribution_plot(curves, label=label)
+
+
+@dataclass(frozen=True, slots=True)
+class Curve:
+    """A sorted sample with its name, its colour class and the number of its dash pattern."""
+
+    name: str
+    values: Sequence[float]
+    css: str
+    dash: int
+
+
+def distribution_plot(curves: Sequence[Curve], *, label: str) -> str:
+    """The share of values up to each value, on a logarithmic axis of time; empty without values."""
+    known = [curve for curve in curves if len(curve.values)]
     if not known:
         return ""
     frame = Frame(left=_LEFT, top=8, right=_RIGHT, bottom=8 + _PANEL)
-    low, high = log_bounds([value for values in known.values() for value in (values[0], values[-1])])
+    low, high = log_bounds([value for curve in known for value in (curve.values[0], curve.values[-1])])
     x, y = Scale(low, high, frame.left, frame.right, "log"), Scale(0, 1, frame.bottom, frame.top)
     parts = [y_axis(y, frame), x_axis(x, frame, label=label, write=words.short_duration)]
-    for stage, values in known.items():
-        shares = _steps(values)
-        p50, p99 = values[len(values) // 2], values[min(len(values) - 1, int(0.99 * len(values)))]
-        title = (
-            f"{stage}: half within {words.duration(p50)}, 99% within {words.duration(p99)}, n {len(values)}"
-        )
-        curve = path(
-            [(x(value), y(share)) for value, share in shares],
-            css=f"curve dash{series_index(ledger, stage) % 4}",
-        )
-        parts.append(group([curve], css=series_css(ledger, stage), title=title))
+    for curve in known:
+        values, n = curve.values, len(curve.values)
+        p50, p99 = values[n // 2], values[min(n - 1, int(0.99 * n))]
+        title = f"{curve.name}: half within {words.duration(p50)}, 99% within {words.duration(p99)}, n {n}"
+        # A logarithm has no place for nothing.
+        steps = [(x(max(value, low)), y(share)) for value, share in _steps(values)]
+        parts.append(group([path(steps, css=f"curve dash{curve.dash % 4}")], css=curve.css, title=title))
     return drawing(parts, width=WIDTH, height=frame.bottom + 44, label=f"Distribution of {label}")
 
 

@@ -4,7 +4,6 @@ A schedule is never moved: a request that is late is sent at once, and its respo
 time at which it was due.
 """
 
-import asyncio
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -12,10 +11,7 @@ from typing import Any, Protocol
 
 from decant.client import ApiError, Completion
 from decant.timing import RequestTiming
-
-_HEAD_START_S = 0.02
-# asyncio rounds timers up to the next millisecond; the last one is waited out turn by turn.
-_SPIN_S = 0.001
+from decant_bench.pacing import HEAD_START_S, MonotonicClock, send_closed, send_open
 
 
 class ChatClient(Protocol):
@@ -58,40 +54,28 @@ async def replay_open(
     client: ChatClient, requests: Sequence[ReplayRequest], offsets_s: Sequence[float], *, on_done: OnDone
 ) -> list[Exchange]:
     """Sends each request at its offset, whatever became of those before it; results in request order."""
-    start_s = time.perf_counter() + _HEAD_START_S
-    tasks: list[asyncio.Task[Exchange]] = []
-    async with asyncio.TaskGroup() as group:
-        for request, offset_s in zip(requests, offsets_s, strict=True):
-            due_s = start_s + offset_s
-            await _sleep_until(due_s)
-            tasks.append(group.create_task(_exchange(client, request, due_s, on_done)))
-    return [task.result() for task in tasks]
+    clock, results = MonotonicClock(), dict[int, Exchange]()
+
+    async def send(index: int, due_s: float) -> None:
+        results[index] = await _exchange(client, requests[index], due_s, on_done)
+
+    start_s = clock.now_s() + HEAD_START_S
+    await send_open(range(len(requests)), offsets_s, send, clock=clock, start_s=start_s)
+    return [results[index] for index in range(len(requests))]
 
 
 async def replay_closed(
     client: ChatClient, requests: Sequence[ReplayRequest], *, clients: int, on_done: OnDone
 ) -> list[Exchange]:
     """Keeps `clients` requests in flight until all have been sent; results in request order."""
-    waiting = iter(enumerate(requests))
     results: dict[int, Exchange] = {}
 
-    async def work() -> None:
-        for index, request in waiting:
-            results[index] = await _exchange(client, request, None, on_done)
+    async def send(index: int) -> None:
+        results[index] = await _exchange(client, requests[index], None, on_done)
 
-    async with asyncio.TaskGroup() as group:
-        for _ in range(min(clients, len(requests))):
-            group.create_task(work())
-    return [results[index] for index in range(len(requests))]
-
-
-async def _sleep_until(due_s: float) -> None:
-    remaining_s = due_s - time.perf_counter()
-    if remaining_s > _SPIN_S:
-        await asyncio.sleep(remaining_s - _SPIN_S)
-    # Nothing sets an event at a point in time more finely than the timer above.
-    while time.perf_counter() < due_s:  # noqa: ASYNC110
-        await asyncio.sleep(0)
+    indices = range(len(requests))
+    await send_closed(indices, send, clients=min(clients, len(requests)), clock=MonotonicClock())
+    return [results[index] for index in indices]
 
 
 async def _exchange(

@@ -123,6 +123,13 @@ def circle(x: float, y: float, radius: float, *, css: str) -> str:
     return f'<circle class="{css}" cx="{_n(x)}" cy="{_n(y)}" r="{_n(radius)}"/>'
 
 
+def rectangle(x1: float, y1: float, x2: float, y2: float, *, css: str) -> str:
+    """An upright rectangle between two corners."""
+    width, height = abs(x2 - x1), abs(y2 - y1)
+    corner = f'x="{_n(min(x1, x2))}" y="{_n(min(y1, y2))}"'
+    return f'<rect class="{css}" {corner} width="{_n(width)}" height="{_n(height)}"/>'
+
+
 def marker(x: float, y: float, *, shape: int, radius: float = 4.5) -> str:
     """One of six shapes, so that stages differ by more than colour."""
     if shape % 6 == 0:

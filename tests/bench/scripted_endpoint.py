@@ -7,7 +7,9 @@ import time
 from collections.abc import AsyncGenerator, Callable, Generator
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
-from typing import Any, Self
+from typing import Any, Literal, Self
+
+USAGE = {"prompt_tokens": 10, "completion_tokens": 2, "total_tokens": 12}
 
 
 @dataclass(frozen=True)
@@ -18,6 +20,7 @@ class Reply:
     ttft_s: float = 0.0
     e2e_s: float = 0.0
     status: int = 200
+    fault: Literal["none", "garbage", "stall", "cut"] = "none"
 
 
 @dataclass
@@ -49,31 +52,59 @@ class ScriptedEndpoint:
             await self._say(writer, head + b"{}")
             return
         self.bodies.append(json.loads(body))
-        prompt = self.bodies[-1]["messages"][-1]["content"]
+        asked = self.bodies[-1]
+        prompt = asked["messages"][-1]["content"] if "messages" in asked else asked["prompt"]
         self.prompts.append(prompt)
         self.arrived_s[prompt] = arrived_s
         self._at_once += 1
         self.most_at_once = max(self.most_at_once, self._at_once)
         async with self._free:
-            await self._answer(writer, prompt, time.perf_counter())
+            await self._answer(reader, writer, prompt, time.perf_counter())
         self._at_once -= 1
 
-    async def _answer(self, writer: asyncio.StreamWriter, prompt: str, start_s: float) -> None:
+    async def _answer(
+        self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, prompt: str, start_s: float
+    ) -> None:
         reply = self.reply_to(prompt)
         if reply.status != 200:
             body = json.dumps({"error": {"message": "scripted", "type": "server_error"}}).encode()
             head = f"HTTP/1.1 {reply.status} No\r\ncontent-length: {len(body)}\r\nconnection: close\r\n\r\n"
             await self._say(writer, head.encode() + body)
             return
+        if not self.bodies[-1]["stream"]:
+            await asyncio.sleep(reply.e2e_s)
+            body = json.dumps({"choices": [_piece(self.bodies[-1], reply.text, whole=True)], "usage": USAGE})
+            head = f"HTTP/1.1 200 OK\r\ncontent-length: {len(body)}\r\nconnection: close\r\n\r\n"
+            await self._say(writer, (head + body).encode())
+            return
         writer.write(b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\nconnection: close\r\n\r\n")
-        half = len(reply.text) // 2
+        if reply.fault == "garbage":
+            await self._say(writer, b"data: {]\n\n")
+            return
+        await self._stream(reader, writer, reply, prompt, start_s)
+
+    async def _stream(
+        self,
+        reader: asyncio.StreamReader,
+        writer: asyncio.StreamWriter,
+        reply: Reply,
+        prompt: str,
+        start_s: float,
+    ) -> None:
+        asked, half = self.bodies[-1], len(reply.text) // 2
         for piece, due_s in ((reply.text[:half], reply.ttft_s), (reply.text[half:], reply.e2e_s)):
             await asyncio.sleep(start_s + due_s - time.perf_counter())
             self.wrote_s[prompt] = (*self.wrote_s.get(prompt, ()), time.perf_counter())
-            writer.write(_event({"choices": [{"index": 0, "delta": {"content": piece}}]}))
-        writer.write(_event({"choices": [{"index": 0, "delta": {}, "finish_reason": "stop"}]}))
-        usage = {"prompt_tokens": 10, "completion_tokens": 2, "total_tokens": 12}
-        await self._say(writer, _event({"choices": [], "usage": usage}) + b"data: [DONE]\n\n")
+            writer.write(_event({"choices": [_piece(asked, piece)]}))
+            if reply.fault == "stall":
+                await reader.read()  # until the client gives up
+                writer.close()
+                return
+            if reply.fault == "cut":
+                await self._say(writer, b"")
+                return
+        writer.write(_event({"choices": [{**_piece(asked, ""), "finish_reason": "stop"}]}))
+        await self._say(writer, _event({"choices": [], "usage": USAGE}) + b"data: [DONE]\n\n")
 
     async def _say(self, writer: asyncio.StreamWriter, content: bytes) -> None:
         writer.write(content)
@@ -88,6 +119,12 @@ class ScriptedEndpoint:
         self.base_url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}/v1"
         async with server:
             yield self
+
+
+def _piece(asked: dict[str, Any], text: str, *, whole: bool = False) -> dict[str, Any]:
+    if "messages" not in asked:
+        return {"index": 0, "text": text}
+    return {"index": 0, "message" if whole else "delta": {"content": text} if text else {}}
 
 
 def _event(value: object) -> bytes:

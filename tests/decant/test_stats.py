@@ -7,9 +7,12 @@ import pytest
 from decant.stats import (
     Interval,
     bootstrap_percentile,
+    interval_of,
+    least_n,
     mcnemar_exact,
     non_inferior,
     paired_difference,
+    percentile_draws,
     wilson,
 )
 
@@ -146,3 +149,32 @@ def test_percentile_interval_agrees_with_scipy() -> None:
         (values,), np.median, n_resamples=20_000, method="percentile", rng=np.random.default_rng(2)
     ).confidence_interval
     assert (ours.low, ours.high) == pytest.approx((theirs.low, theirs.high), abs=0.02)
+
+
+def test_draws_of_single_values_give_the_plain_bootstrap_interval() -> None:
+    values = np.random.default_rng(1).exponential(1.0, 300).tolist()
+    plain = bootstrap_percentile(values, 90, seed=1, resamples=8000)
+    drawn = interval_of(percentile_draws(values, [90], seed=2, resamples=8000)[:, 0])
+    assert (drawn.low, drawn.high) == pytest.approx((plain.low, plain.high), rel=0.05)
+
+
+def test_values_that_go_together_are_drawn_together() -> None:
+    # Forty blocks of equal values hold no more than forty values, however many copies there are.
+    levels = np.random.default_rng(3).exponential(1.0, 40)
+    copies, blocks = np.repeat(levels, 25), np.repeat(np.arange(40), 25)
+    together = interval_of(percentile_draws(copies.tolist(), [50], blocks=blocks.tolist(), seed=0)[:, 0])
+    alone = interval_of(percentile_draws(copies.tolist(), [50], seed=0)[:, 0])
+    honest = interval_of(percentile_draws(levels.tolist(), [50], seed=0)[:, 0])
+    assert together.high - together.low > 2 * (alone.high - alone.low)
+    assert together.high - together.low == pytest.approx(honest.high - honest.low, rel=0.25)
+
+
+def test_the_same_seed_gives_the_same_draws() -> None:
+    first = percentile_draws([3.0, 1.0, 2.0], [50, 95], seed=5)
+    assert (first == percentile_draws([3.0, 1.0, 2.0], [50, 95], seed=5)).all()
+
+
+def test_a_tail_needs_a_sample_that_reaches_beyond_it() -> None:
+    assert [least_n(q) for q in (50, 95, 99, 99.9)] == [6, 72, 368, 3688]
+    # Below that, the largest of n values lies under the percentile in more than 2.5 of 100 samples.
+    assert 0.99**368 <= 0.025 < 0.99**367

@@ -132,8 +132,10 @@ def _defines(content: str, name: str) -> bool:
 
 
 def _decant_complaint(words: Sequence[str]) -> str | None:
-    verb, *rest = words
-    if verb in ("--help", "--version", "VERB"):
+    two_words = " ".join(words[:2])
+    verb, *rest = [two_words, *words[2:]] if two_words in VERBS else words
+    groups = {name.partition(" ")[0] for name in VERBS if " " in name}
+    if verb in ("--help", "--version", "VERB") or (verb in groups and not rest):
         return None
     if verb not in VERBS:
         return "is no verb"

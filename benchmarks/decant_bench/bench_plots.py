@@ -1,0 +1,125 @@
+"""The plots of a run: latencies over time and as distributions, and where the time to first token went."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from decant.timing import RequestTiming
+from decant_bench import number_text as words
+from decant_bench.plots import WIDTH, Curve, distribution_plot, x_axis
+from decant_bench.svg import Frame, Scale, circle, drawing, group, line, log_bounds, path, rectangle, text
+
+_FRAME = Frame(left=60, top=8, right=WIDTH - 16, bottom=228)
+_MOST_DOTS = 1500
+_BAR = 34.0
+# From due and from sent: the same two colours in every plot.
+RESPONSE, SERVICE, FAILED = "s0", "s2", "s3"
+
+
+def time_plot(timings: Sequence[RequestTiming], window: tuple[float, float] | None) -> str:
+    """End-to-end latency of each request by when it was due (or sent), from due and from sent.
+
+    The steady window, in seconds from the first send, is shaded; requests without an answer are marks at the
+    lower edge.
+    """
+    done = [timing for timing in timings if timing.e2e_s is not None]
+    if not done:
+        return ""
+    zero_s = min(timing.actual_s for timing in timings)
+    last_s = max(timing.actual_s for timing in timings) - zero_s
+    latencies = [value for t in done for value in (t.response_s, t.service_s) if value is not None]
+    low, high = log_bounds([min(latencies), max(latencies)])
+    x = Scale(0.0, max(last_s, 1e-3), _FRAME.left, _FRAME.right)
+    y = Scale(low, high, _FRAME.bottom, _FRAME.top, "log")
+    parts: list[str] = []
+    if window is not None:
+        parts.append(rectangle(x(window[0]), _FRAME.top, x(window[1]), _FRAME.bottom, css="window"))
+    parts += [_time_axis(y), x_axis(x, _FRAME, label="seconds from the first send", write=_plain)]
+    shown = done[:: max(1, len(done) // _MOST_DOTS)]
+    for css, values in ((RESPONSE, [t.response_s for t in shown]), (SERVICE, [t.service_s for t in shown])):
+        dots = [
+            circle(x(timing.actual_s - zero_s), y(max(value, low)), 1.8, css="dot")
+            for timing, value in zip(shown, values, strict=True)
+            if value is not None
+        ]
+        parts.append(group(dots, css=css))
+    failed = [timing for timing in timings if not timing.ok][:_MOST_DOTS]
+    marks = [_tick(x(timing.actual_s - zero_s)) for timing in failed]
+    parts.append(group(marks, css=FAILED, title=f"{len(failed)} not answered"))
+    return drawing(parts, width=WIDTH, height=_FRAME.bottom + 44, label="End-to-end latency over time")
+
+
+def flight_plot(timings: Sequence[RequestTiming]) -> str:
+    """How many requests were in flight, over time; empty for none."""
+    sent = [timing for timing in timings if timing.e2e_s is not None]
+    if not sent:
+        return ""
+    zero_s = min(timing.actual_s for timing in sent)
+    begins = [(t.actual_s - zero_s, 1) for t in sent]
+    ends = [(t.actual_s + (t.e2e_s or 0.0) - zero_s, -1) for t in sent]
+    changes = sorted(begins + ends)
+    corners: list[tuple[float, int]] = [(0.0, 0)]
+    for at_s, change in changes:
+        corners += [(at_s, corners[-1][1]), (at_s, corners[-1][1] + change)]
+    most = max(level for _, level in corners)
+    x = Scale(0.0, max(corners[-1][0], 1e-3), _FRAME.left, _FRAME.right)
+    y = Scale(0, most, _FRAME.bottom, _FRAME.top)
+    parts = [x_axis(x, _FRAME, label="seconds from the first send", write=_plain)]
+    for value in y.ticks():
+        parts.append(line(_FRAME.left, y(value), _FRAME.right, y(value), css="grid"))
+        parts.append(text(_FRAME.left - 8, y(value) + 4, f"{value:g}", css="tick", anchor="end"))
+    kept = corners[:: max(1, len(corners) // (2 * _MOST_DOTS))]
+    curve = path([(x(at_s), y(level)) for at_s, level in kept], css="curve")
+    parts.append(group([curve], css=SERVICE, title=f"at most {most} in flight"))
+    return drawing(parts, width=WIDTH, height=_FRAME.bottom + 44, label="Requests in flight over time")
+
+
+def latency_plots(timings: Sequence[RequestTiming], *, measure: str) -> str:
+    """The distributions from due and from sent of one measure: `ttft` or `e2e`."""
+    done = [timing for timing in timings if timing.ok]
+    first = measure == "ttft"
+    due = sorted(v for t in done if (v := t.response_ttft_s if first else t.response_s) is not None)
+    sent = sorted(v for t in done if (v := t.ttft_s if first else t.service_s) is not None)
+    label = "time to first token" if first else "end-to-end latency"
+    curves = [Curve("from due", due, RESPONSE, 0), Curve("from sent", sent, SERVICE, 1)]
+    return distribution_plot(curves, label=label)
+
+
+def parts_plot(server: dict[str, Any] | None) -> str:
+    """The median parts of the time to first token as bars; empty without the server's timing."""
+    parts = [
+        (name.removesuffix("_s").replace("_", " "), found)
+        for name, found in (server or {}).get("ttft_parts", {}).items()
+        if found["n"]
+    ]
+    if not parts:
+        return ""
+    frame = Frame(left=130, top=8, right=WIDTH - 80, bottom=8 + _BAR * len(parts))
+    low = min(0.0, *(found["p50"] for _, found in parts))
+    x = Scale(low, max(found["p95"] for _, found in parts) or 1.0, frame.left, frame.right)
+    marks = [x_axis(x, frame, label="p50 as a bar, p95 as a line", write=words.short_duration)]
+    for index, (name, found) in enumerate(parts):
+        top, bottom = frame.top + _BAR * index + 7, frame.top + _BAR * (index + 1) - 7
+        bar = rectangle(x(0), top, x(found["p50"]), bottom, css="bar")
+        reach = line(x(found["p50"]), (top + bottom) / 2, x(found["p95"]), (top + bottom) / 2, css="whisker")
+        marks.append(group([bar, reach], css=f"s{index % 8}"))
+        marks.append(text(frame.left - 10, bottom - 5, name, css="name", anchor="end"))
+        value = f"{words.milliseconds(found['p50'])} ms"
+        marks.append(text(WIDTH - 12, bottom - 5, value, css="value", anchor="end"))
+    return drawing(marks, width=WIDTH, height=frame.bottom + 44, label="Parts of the time to first token")
+
+
+def _time_axis(y: Scale) -> str:
+    parts: list[str] = []
+    for value in y.ticks():
+        parts.append(line(_FRAME.left, y(value), _FRAME.right, y(value), css="grid"))
+        label = words.short_duration(value)
+        parts.append(text(_FRAME.left - 8, y(value) + 4, label, css="tick", anchor="end"))
+    return "".join(parts)
+
+
+def _tick(x: float) -> str:
+    return rectangle(x - 0.8, _FRAME.bottom - 9, x + 0.8, _FRAME.bottom, css="bar")
+
+
+def _plain(value: float) -> str:
+    return f"{value:g}"

@@ -1,0 +1,115 @@
+"""What the client did to the measurement: its event loop's lag, how late it sent, whether that matters."""
+
+import asyncio
+import time
+from array import array
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Self
+
+from decant.errors import DecantError
+from decant.timing import percentile, summarize
+
+_SAMPLE_EVERY_S = 0.02
+# The event loop rounds its timers up to a millisecond, which a read of a socket does not wait for.
+_TAIL_FLOOR_S = 0.002
+_MEDIAN_FLOOR_S = 0.001
+
+
+class InvalidRun(DecantError):
+    """A run whose client was too slow for what it measured; its result is written and marked."""
+
+    exit_code = 3
+
+
+class LoopWatch:
+    """Samples how late the event loop comes back to a task that slept; an async context manager."""
+
+    def __init__(self) -> None:
+        self.lags_s = array("d")
+        self.cpu_share = 0.0
+        self._task: asyncio.Task[None] | None = None
+
+    async def __aenter__(self) -> Self:
+        self._cpu_s, self._began_s = time.process_time(), time.perf_counter()
+        self._task = asyncio.create_task(self._sample())
+        return self
+
+    async def __aexit__(self, *exc: object) -> None:
+        assert self._task is not None
+        self._task.cancel()
+        await asyncio.wait({self._task})
+        wall_s = time.perf_counter() - self._began_s
+        self.cpu_share = (time.process_time() - self._cpu_s) / wall_s if wall_s > 0 else 0.0
+
+    async def _sample(self) -> None:
+        while True:
+            due_s = time.perf_counter() + _SAMPLE_EVERY_S
+            await asyncio.sleep(_SAMPLE_EVERY_S)
+            self.lags_s.append(time.perf_counter() - due_s)
+
+
+@dataclass(frozen=True, slots=True)
+class Measured:
+    """What the run is about: its typical time to first token (or whole answer) and gap between chunks."""
+
+    first_s: float
+    gap_s: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class ClientRecord:
+    """The client's own errors, in seconds; `cpu_share` of one core. In a closed loop nothing is due.
+
+    A send delay holds the schedule error and, where one is opened, the connection: that is the network's.
+    """
+
+    lags_s: Sequence[float]
+    schedule_errors_s: Sequence[float]
+    send_delays_s: Sequence[float]
+    cpu_share: float
+
+    def doubts(self, measured: Measured, *, share: float) -> list[str]:
+        """Why the run is not valid: each error that is large against what was measured."""
+        return list(self._doubts(measured, share))
+
+    def to_json(self) -> dict[str, Any]:
+        """The record for result.json."""
+        return {
+            "loop_lag_s": _with_max(self.lags_s),
+            "schedule_error_s": _with_max(self.schedule_errors_s),
+            "send_delay_s": _with_max(self.send_delays_s),
+            "cpu_share": self.cpu_share,
+        }
+
+    def _doubts(self, measured: Measured, share: float) -> Iterator[str]:
+        tail_s = max(_TAIL_FLOOR_S, share * measured.first_s)
+        for what, values in (("event loop's lag", self.lags_s), ("schedule error", self.schedule_errors_s)):
+            found = _over(values, 99, tail_s)
+            if found is not None:
+                against = f"{1000 * tail_s:.1f} ms, {share:.0%} of the typical first answer"
+                yield f"the {what} reached {1000 * found:.1f} ms (p99); the limit is {against}"
+        if measured.gap_s is not None:
+            typical_s = max(_MEDIAN_FLOOR_S, share * measured.gap_s)
+            found = _over(self.lags_s, 50, typical_s)
+            if found is not None:
+                against = f"{1000 * typical_s:.1f} ms, {share:.0%} of the typical gap between chunks"
+                yield f"the event loop's lag is {1000 * found:.1f} ms (p50); the limit is {against}"
+
+
+def _over(values: Sequence[float], q: float, limit_s: float) -> float | None:
+    found = percentile(values, q) if len(values) else 0.0
+    return found if found > limit_s else None
+
+
+def _with_max(values: Sequence[float]) -> dict[str, Any]:
+    return {**summarize(values), "max": max(values, default=None)}
+
+
+def quiet_collector() -> Callable[[], None]:
+    """Keeps the garbage collector off what exists, for its pauses would be measured; the result undoes it."""
+    import gc
+
+    gc.collect()
+    gc.freeze()
+    return gc.unfreeze

@@ -1,0 +1,92 @@
+import re
+from typing import Any
+
+from decant.timing import RequestTiming
+from decant_bench.bench_html import bench_page
+from decant_bench.bench_plots import flight_plot, parts_plot, time_plot
+from decant_bench.bench_text import percentile_text, result_text
+from decant_bench.measures import error_counts, latency_json, throughput
+from decant_bench.records import Record
+from tests.bench.bench_runs import run_result
+
+
+def records(n: int = 90, *, failed: int = 2) -> list[Record]:
+    return [
+        Record(
+            index=number,
+            turn=0,
+            error="refused <here>" if number < failed else None,
+            timing=RequestTiming(
+                request_id=f"r{number}",
+                intended_s=0.1 * number,
+                actual_s=0.1 * number + 0.01,
+                ttft_s=None if number < failed else 0.05,
+                e2e_s=None if number < failed else 0.1 + 0.001 * number,
+                completion_tokens=5,
+                error_kind="auth" if number < failed else None,
+            ),
+        )
+        for number in range(n)
+    ]
+
+
+def result(**changes: Any) -> Any:
+    shown = records()
+    timings = [record.timing for record in shown]
+    latency = latency_json(timings, seed=0)
+    steady = {"found": False, "reason": "too short", "from_s": 0.0, "to_s": 1.0, "n": 9, "latency": latency}
+    base = run_result("night <load>", n=90, failed=2)
+    known: dict[str, Any] = {
+        "endpoint": {"model": "m", "engine": "scripted"},
+        "load": {**base.load, "source": None},
+        "latency": latency,
+        "throughput": throughput(timings),
+        "errors": error_counts(shown),
+        "steady": steady,
+        "client": {"loop_lag_s": {"p99": 0.001}, "schedule_error_s": {"p99": None}, "cpu_share": 0.4},
+        "hardware": {"cpu": "one", "cores": 2, "memory_gib": 4, "gpus": []},
+    }
+    return base.model_copy(update=known | changes)
+
+
+def test_the_page_stands_alone_and_escapes_what_others_wrote() -> None:
+    html = bench_page(result(), records())
+
+    assert "night &lt;load&gt;" in html
+    assert "refused &lt;here&gt;" in html
+    assert not re.search(r"<script|<link|https?://|NaN|None", html)
+    assert html.count("<svg") >= 4
+
+
+def test_the_page_says_first_whether_the_run_holds() -> None:
+    assert "Valid: the client kept up" in bench_page(result(), records())
+    doubted = bench_page(result(valid=False, doubts=("the loop lagged",)), records())
+    assert "Not valid" in doubted
+    assert "the loop lagged" in doubted
+
+
+def test_the_text_shows_failures_percentiles_and_why_one_is_withheld() -> None:
+    text = result_text(result(valid=False, doubts=("the loop lagged",)))
+
+    assert "88 of 90 offered requests completed" in text
+    assert "failed, auth: 2 (refused <here>)" in text
+    assert "n < 368" in text
+    assert "NOT VALID: the loop lagged" in text
+    assert percentile_text({"value": 0.0123, "low": 0.0119, "high": 0.0128}) == "12.3 [11.9, 12.8]"
+
+
+def test_plots_of_nothing_are_empty() -> None:
+    assert time_plot([], None) == flight_plot([]) == parts_plot(None) == ""
+
+
+def test_the_flight_plot_names_its_peak() -> None:
+    at_once = [RequestTiming(request_id="r", actual_s=0.1 * i, e2e_s=0.25) for i in range(5)]
+    assert "at most 3 in flight" in flight_plot(at_once)
+
+
+def test_the_parts_of_the_first_token_are_bars_with_their_medians() -> None:
+    found = {"p50": 0.012, "p95": 0.02, "n": 9}
+    plot = parts_plot({"ttft_parts": {"network_s": found, "gateway_queue_s": found}})
+    assert plot.count('class="bar"') == 2
+    assert "gateway queue" in plot
+    assert "12.0 ms" in plot
