@@ -5,7 +5,7 @@ from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from decant_distill.labels import CUT, NO_ANSWER
+from decant_distill.label_answers import CUT, NO_ANSWER
 
 Keep = Literal["all", "majority", "verified"]
 
