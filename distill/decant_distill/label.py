@@ -3,23 +3,27 @@
 import asyncio
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
-from decant.config import Config, InputPath, OutputPath
+from decant.config import Config, InputPath, OptionalInputPath, OutputPath
 from decant.endpoint import EndpointConfig, open_endpoint
 from decant.errors import DataError, EndpointError
 from decant.files import write_json, write_jsonl
 from decant.store import RequestStore
 from decant.task import TaskConfig
 from decant_distill.label_answers import AnswersConfig
+from decant_distill.label_batch import take_results, write_requests
+from decant_distill.label_job import register
 from decant_distill.label_output import Reader, Tally
 from decant_distill.label_requests import Job, Sampling, Teacher, read_limited
 from decant_distill.label_run import LabelRun, Ran
 from decant_distill.label_spend import Prices
 from decant_distill.redact import Redaction, RedactKind
 from decant_distill.verifiers import Verifier, VerifierConfig, load_verifiers
+
+LabelFormat = Literal["online", "openai-batch"]
 
 
 class LabelConfig(Config):
@@ -71,6 +75,12 @@ class LabelConfig(Config):
         ge=1,
         description="only ask so many requests, chosen at random, and say what the rest will take",
     )
+    format: LabelFormat = Field(
+        default="online", description="ask the endpoint, or read and write files for a provider's Batch API"
+    )
+    batch_results: OptionalInputPath = Field(
+        default=None, description="for openai-batch: the provider's output file"
+    )
     drop_gold: bool = Field(
         default=False, description="leave gold out of the labels, as if the data had none"
     )
@@ -81,6 +91,10 @@ class LabelConfig(Config):
             raise ValueError("samples above 1 are all alike at temperature 0; raise temperature")
         if self.max_samples is not None and self.max_samples <= self.samples:
             raise ValueError(f"max_samples must be more than samples, which is {self.samples}")
+        if self.batch_results is not None and self.format != "openai-batch":
+            raise ValueError("batch_results needs format = openai-batch")
+        if self.format == "openai-batch" and self.endpoint.model is None:
+            raise ValueError("format = openai-batch needs the endpoint's base_url and model")
         if self.budget_usd is not None and Prices.of(self.endpoint) is None:
             raise ValueError(
                 "budget_usd needs the endpoint's prices (price_per_hour or usd_per_million_*_tokens)"
@@ -97,6 +111,11 @@ class LabelConfig(Config):
         """Where the summary goes."""
         return self.output.with_suffix(".summary.json")
 
+    @property
+    def batch_path(self) -> Path:
+        """Where the requests of a batch go."""
+        return self.output.with_suffix(".batch.jsonl")
+
 
 CONFIG = LabelConfig
 
@@ -108,7 +127,8 @@ def run(config: LabelConfig) -> None:
     if not any(True for _ in read_limited(config.data, 1)):
         raise DataError(f"{config.data}: the dataset has no rows")
     try:
-        summary = asyncio.run(_label(config, verifiers))
+        batch = config.format == "openai-batch"
+        summary = _label_batch(config, verifiers) if batch else asyncio.run(_label(config, verifiers))
     except EndpointError as error:
         hint = f"what was answered is kept in {config.store_path}: run the same command again to go on"
         raise EndpointError(f"{error}; {hint}") from error
@@ -141,6 +161,28 @@ async def _label(config: LabelConfig, verifiers: Mapping[str, Verifier]) -> dict
                 return None
             ran = await label_run.ask_all(timeout_s=timeout_s)
         return await asyncio.to_thread(_write, config, job, store, ran, verifiers)
+
+
+def _label_batch(config: LabelConfig, verifiers: Mapping[str, Verifier]) -> dict[str, Any] | None:
+    """Takes the results there are; writes the labels when nothing is open, else the next batch's requests."""
+    prices = Prices.of(config.endpoint)
+    with RequestStore.open(config.store_path) as store:
+        job = _job(config, Teacher(model=config.endpoint.model or "", revision=None))
+        before = register(job, store)
+        if config.batch_results is not None:
+            print(take_results(job, store, config.batch_results, prices=prices).describe())
+        registered = register(job, store, reopen=False)
+        if registered.open:
+            left_usd = None if config.budget_usd is None else config.budget_usd - registered.paid_usd
+            count = write_requests(job, store, config.batch_path, prices=prices, left_usd=left_usd)
+            print(
+                f"{count} requests -> {config.batch_path}; run again with --batch-results and their results"
+            )
+            return None
+        ran = Ran(
+            requests=registered.requests, reused=before.reused, unmetered=0, wall_s=0.0, latency_before_s=0.0
+        )
+        return _write(config, job, store, ran, verifiers)
 
 
 def _job(config: LabelConfig, teacher: Teacher) -> Job:

@@ -30,8 +30,8 @@ def find_private(text: str, kinds: Sequence[RedactKind] = KINDS) -> list[Span]:
     """What is private in a text, in order and without overlap; of two that overlap the more certain kind."""
     taken: list[Span] = []
     # The order of KINDS is that of certainty.
-    for kind in (kind for kind in KINDS if kind in kinds):
-        for start, end in _FINDERS[kind](text):
+    for kind in KINDS:
+        for start, end in _FINDERS[kind](text) if kind in kinds else ():
             if all(end <= other.start or start >= other.end for other in taken):
                 taken.append(Span(kind, start, end))
     return sorted(taken, key=lambda span: span.start)
