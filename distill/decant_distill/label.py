@@ -7,7 +7,7 @@ from typing import Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
-from decant.config import Config, InputPath, OptionalInputPath, OutputPath
+from decant.config import Config, InputPath, OptionalInputPath, OptionalOutputPath, OutputPath
 from decant.endpoint import EndpointConfig, open_endpoint
 from decant.errors import DataError, EndpointError
 from decant.files import write_json, write_jsonl
@@ -15,6 +15,7 @@ from decant.store import RequestStore
 from decant.task import TaskConfig
 from decant_distill.label_answers import AnswersConfig
 from decant_distill.label_batch import take_results, write_requests
+from decant_distill.label_export import export
 from decant_distill.label_job import register
 from decant_distill.label_output import Reader, Tally
 from decant_distill.label_requests import Job, Sampling, Teacher, read_limited
@@ -80,6 +81,9 @@ class LabelConfig(Config):
     )
     batch_results: OptionalInputPath = Field(
         default=None, description="for openai-batch: the provider's output file"
+    )
+    export: OptionalOutputPath = Field(
+        default=None, description="also write all that the store holds into this file (JSONL or .parquet)"
     )
     drop_gold: bool = Field(
         default=False, description="leave gold out of the labels, as if the data had none"
@@ -211,6 +215,8 @@ def _write(
     tally = Tally()
     reader = Reader(job, verifiers, drop_gold=config.drop_gold)
     write_jsonl(config.output, reader.read_back(store, tally=tally))
+    if config.export is not None:
+        export(store, config.export)
     adaptive = {"max_samples": config.max_samples, "confidence": config.confidence}
     summary = {
         **tally.to_summary(),

@@ -1,5 +1,6 @@
 """What a job may ask for beside plain answers: other forms, more samples, checks, templates, redaction."""
 
+import importlib.util
 import json
 from collections import Counter
 from collections.abc import Iterator
@@ -98,7 +99,7 @@ def test_three_equal_votes_are_enough_and_a_split_draws_more(teacher: Teacher, t
 
 def test_a_prompt_that_never_agrees_stops_at_the_most(teacher: Teacher, tmp_path: Path) -> None:
     teacher.reply = lambda prompt, body: answer(f"Answer: {len(teacher.bodies)}")
-    changes = {"samples": 2, "max_samples": 5, "temperature": 1.0}
+    changes = {"samples": 2, "max_samples": 5, "temperature": 1.0, "concurrency": 1}
     config = config_for(teacher, tmp_path, prompts("a"), **changes)
     run(config)
     assert [label["vote_share"] for label in labels(config)] == [0.2] * 5
@@ -186,4 +187,23 @@ def test_an_estimate_that_the_budget_does_not_pay_stops(teacher: Teacher, tmp_pa
         teacher, tmp_path, prompts(*"abc"), endpoint=dear, estimate=3, budget_usd=6, task=task
     )
     with pytest.raises(StageError, match="raise budget_usd"):
+        run(config)
+
+
+def test_all_that_the_store_holds_can_be_exported(teacher: Teacher, tmp_path: Path) -> None:
+    config = config_for(teacher, tmp_path, prompts("a", "b"), export=tmp_path / "all.jsonl")
+    run(config)
+    run(config_for(teacher, tmp_path, prompts("c"), export=tmp_path / "all.jsonl"))
+    rows = [json.loads(line) for line in (tmp_path / "all.jsonl").read_text().splitlines()]
+    assert [(row["answer"], row["status"], row["request"]["messages"][0]["content"]) for row in rows] == [
+        ("A", "done", "a"),
+        ("B", "done", "b"),
+        ("C", "done", "c"),
+    ]
+
+
+@pytest.mark.skipif(importlib.util.find_spec("pyarrow") is not None, reason="pyarrow is installed")
+def test_an_export_to_parquet_without_pyarrow_says_what_to_install(teacher: Teacher, tmp_path: Path) -> None:
+    config = config_for(teacher, tmp_path, prompts("a"), export=tmp_path / "all.parquet")
+    with pytest.raises(DataError, match="pip install pyarrow"):
         run(config)

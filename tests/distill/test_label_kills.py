@@ -53,14 +53,13 @@ def kill_at_random_moments(config: LabelConfig, teacher: Teacher, *, kills: int,
     return kept
 
 
-@pytest.mark.parametrize("seed", [0, 1])
 def test_a_job_killed_at_random_moments_pays_again_only_for_what_was_in_flight(
-    teacher: Teacher, tmp_path: Path, seed: int
+    teacher: Teacher, tmp_path: Path
 ) -> None:
     teacher.delay_s = 0.02
     rows = prompts(*(f"p{i}" for i in range(120)))
     config = config_for(teacher, tmp_path, rows, concurrency=CONCURRENCY)
-    kept = kill_at_random_moments(config, teacher, kills=4, seed=seed)
+    kept = kill_at_random_moments(config, teacher, kills=4, seed=0)
     run(config)
     written = labels(config)
     assert kept == sorted(kept)
@@ -87,9 +86,9 @@ def test_a_killed_job_with_adaptive_samples_ends_like_one_that_was_not(
     run(whole)
     needed = len(teacher.bodies)
     config = config_for(teacher, tmp_path, rows, **changes)
-    kill_at_random_moments(config, teacher, kills=2, seed=2)
+    kill_at_random_moments(config, teacher, kills=1, seed=2)
     run(config)
-    assert len(teacher.bodies) - needed <= needed + 2 * CONCURRENCY
+    assert len(teacher.bodies) - needed <= needed + CONCURRENCY
     told = ("id", "sample", "answer", "votes", "drawn", "vote_share", "key")
     pairs = zip(labels(config), labels(whole), strict=True)
     assert all(one[name] == other[name] for one, other in pairs for name in told)

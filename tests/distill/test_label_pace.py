@@ -77,7 +77,7 @@ def test_a_storm_of_429_costs_time_and_no_row(teacher: Teacher, tmp_path: Path) 
     )
     run(config)
     assert [label["status"] for label in labels(config)] == ["done"] * 80
-    assert teacher.most_in_flight == 16
+    assert teacher.most_in_flight > 8
     refused = sum(tries.values()) - 80
     assert refused < 80
 
