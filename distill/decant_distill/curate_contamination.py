@@ -3,7 +3,7 @@
 from collections.abc import Iterable
 from typing import ClassVar
 
-from decant_distill.minhash import MinHasher, NearDuplicates, Shingler, ngram_hashes, shared_ngram
+from decant_distill.minhash import MinHasher, NearDuplicates, Shingler, Signature, ngram_hashes, shared_ngram
 
 _SHOWN_CHARACTERS = 120
 
@@ -24,15 +24,15 @@ class Contamination:
             for text in texts:
                 self._index.keep(self._hasher.signature(text))
 
-    def overlap(self, prompt: str) -> str | None:
-        """What a prompt has in common with the evaluation set, or None."""
+    def overlap(self, prompt: str, signature: Signature | None) -> str | None:
+        """What a prompt shares with the evaluation set, or None; a known `signature` is not computed again."""
         if self._shingler is not None:
             place = shared_ngram(prompt, self._shingler, self._ngrams)
             if place is not None:
                 words = " ".join(prompt.split()[place : place + self._words])
                 return f"{self._words} words also stand in the evaluation set: {words[:_SHOWN_CHARACTERS]!r}"
         if self._hasher is not None and self._index is not None:
-            near = self._index.find(self._hasher.signature(prompt))
+            near = self._index.find(self._hasher.signature(prompt) if signature is None else signature)
             if near is not None:
                 return f"{near[1]:.0%} like prompt {near[0] + 1} of the evaluation set"
         return None

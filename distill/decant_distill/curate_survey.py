@@ -60,9 +60,9 @@ class Surveyor:
             answer = self._spelled_alike(prompt, answer)
         flags: dict[str, str] = {}
         if answer is not None:
-            flags = self._flags(label)
             if self._hasher is not None and question not in self._signatures:
                 self._signatures[question] = self._hasher.signature(label.question)
+            flags = self._flags(label, question)
         return Candidate(
             line=line,
             key=label.key,
@@ -84,11 +84,12 @@ class Surveyor:
             known.append(spelled)
         return spelled
 
-    def _flags(self, label: Label) -> dict[str, str]:
+    def _flags(self, label: Label, question: bytes) -> dict[str, str]:
         found = {rule.name: why for rule in self._text_rules if (why := rule.reason(label)) is not None}
-        overlap = self._contamination.overlap(label.question) if self._contamination is not None else None
-        if overlap is not None:
-            found[Contamination.RULE] = overlap
+        if self._contamination is not None:
+            overlap = self._contamination.overlap(label.question, self._signatures.get(question))
+            if overlap is not None:
+                found[Contamination.RULE] = overlap
         return found
 
 

@@ -20,12 +20,21 @@ Hashes = NDArray[np.uint64]
 Signature = NDArray[np.uint32]
 
 
+class _WordHashes(dict[str, int]):
+    """Each word's hash, computed when it is first met."""
+
+    def __missing__(self, word: str) -> int:
+        digest = hashlib.blake2b(word.encode("utf-8", "surrogatepass"), digest_size=8).digest()
+        hashed = self[word] = int.from_bytes(digest)
+        return hashed
+
+
 class Shingler:
     """Hashes the word n-grams of texts; case, Unicode form and white space do not count."""
 
     def __init__(self, words: int = _SHINGLE_WORDS) -> None:
         self._words = words
-        self._known: dict[str, int] = {}
+        self._known = _WordHashes()
         # Odd factors, so that a product loses nothing modulo 2**64; the order of the words counts.
         generator = np.random.default_rng(0)
         self._factors = generator.integers(1, 2**63, size=words, dtype=np.uint64) | np.uint64(1)
@@ -35,22 +44,15 @@ class Shingler:
         words = unicodedata.normalize("NFKC", text).casefold().split()
         if len(words) < self._words and not whole:
             return np.empty(0, dtype=np.uint64)
-        hashed = np.fromiter((self._word(word) for word in words), dtype=np.uint64, count=len(words))
+        if len(self._known) > _WORDS_KEPT:
+            self._known.clear()
+        hashed = np.fromiter(map(self._known.__getitem__, words), dtype=np.uint64, count=len(words))
         width = min(self._words, max(len(words), 1))
         count = len(words) - width + 1
         mixed = np.zeros(max(count, 1), dtype=np.uint64)
         for place in range(width if words else 0):
             mixed += hashed[place : place + count] * self._factors[place]
         return _mix(mixed)
-
-    def _word(self, word: str) -> int:
-        known = self._known.get(word)
-        if known is None:
-            if len(self._known) >= _WORDS_KEPT:
-                self._known.clear()
-            digest = hashlib.blake2b(word.encode("utf-8", "surrogatepass"), digest_size=8).digest()
-            known = self._known[word] = int.from_bytes(digest)
-        return known
 
 
 def _mix(values: Hashes) -> Hashes:
@@ -136,4 +138,6 @@ def ngram_hashes(texts: Iterable[str], words: int) -> frozenset[int]:
 def shared_ngram(text: str, shingler: Shingler, known: frozenset[int]) -> int | None:
     """Where the first n-gram of a text that is also in `known` starts, in words; None when there is none."""
     values: Sequence[int] = shingler.hashes(text, whole=False).tolist()
+    if known.isdisjoint(values):
+        return None
     return next((place for place, value in enumerate(values) if value in known), None)

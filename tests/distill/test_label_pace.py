@@ -47,7 +47,7 @@ async def test_nobody_is_sent_before_the_time_that_was_told() -> None:
     await asyncio.wait_for(waiting, timeout=1)
 
 
-@pytest.mark.parametrize("reset", ["1m0s", "60s", "60000ms", "60"])
+@pytest.mark.parametrize("reset", ["1m0s", "60000ms"])
 async def test_a_bucket_that_was_told_fills_evenly(reset: str) -> None:
     now = [0.0]
     pace = Pace(9, clock=lambda: now[0])
