@@ -25,7 +25,7 @@ class Contamination:
                 self._index.keep(self._hasher.signature(text))
 
     def overlap(self, prompt: str, signature: Signature | None) -> str | None:
-        """What a prompt shares with the evaluation set, or None; a known `signature` is not computed again."""
+        """What a prompt shares with the evaluation set, or None; its `signature` where it is known."""
         if self._shingler is not None:
             place = shared_ngram(prompt, self._shingler, self._ngrams)
             if place is not None:
