@@ -1,5 +1,10 @@
-"""Reading datasets line by line: a bad line is kept with its number and reason, the rest goes on."""
+"""Reading datasets row by row: a bad line is kept with its number and reason, the rest goes on.
 
+The file's suffix says what it is: `.csv` and `.tsv` with a header line, `.parquet`, and JSONL for all others.
+"""
+
+import csv
+import importlib
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -8,10 +13,14 @@ from typing import Any, cast
 
 from decant.errors import DataError
 
+TABLE_SUFFIXES = (".csv", ".tsv", ".parquet")
+_ROWS_PER_READ = 1000
+_TEXT_CHARACTERS = 200
+
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One usable line of a JSONL dataset; `line` counts from 1."""
+    """One usable row of a dataset; `line` counts a text file's lines, or a Parquet file's rows, from 1."""
 
     line: int
     fields: dict[str, Any]
@@ -27,14 +36,23 @@ class BadRow:
 
 
 def read_rows(path: Path, *, required: Sequence[str] = ()) -> Iterator[Row | BadRow]:
-    """Yields every non-blank line of a JSONL file; DataError only when the file itself cannot be read."""
+    """Yields every row of a dataset, blank lines aside; DataError only when the file itself cannot be read.
+
+    Values of CSV and TSV are text.
+    """
+    suffix = path.suffix.lower()
     try:
-        with path.open("rb") as file:
-            for number, line in enumerate(file, start=1):
-                if line.strip():
-                    yield _parse(number, line, required)
+        if suffix in (".csv", ".tsv"):
+            yield from _read_csv(path, required, delimiter="\t" if suffix == ".tsv" else ",")
+        elif suffix == ".parquet":
+            yield from _read_parquet(path, required)
+        else:
+            with path.open("rb") as file:
+                for number, line in enumerate(file, start=1):
+                    if line.strip():
+                        yield _parse(number, line, required)
     except OSError as error:
-        raise DataError(f"{path}: cannot read the dataset ({error.strerror})") from None
+        raise DataError(f"{path}: cannot read the dataset ({error.strerror or error})") from None
 
 
 def read_good_rows(path: Path, *, required: Sequence[str] = ()) -> list[Row]:
@@ -48,7 +66,7 @@ def read_good_rows(path: Path, *, required: Sequence[str] = ()) -> list[Row]:
 
 
 def _parse(number: int, line: bytes, required: Sequence[str]) -> Row | BadRow:
-    text = line[:200].decode("utf-8", errors="replace").strip()
+    text = line[:_TEXT_CHARACTERS].decode("utf-8", errors="replace").strip()
     try:
         fields = json.loads(line)
     except UnicodeDecodeError:
@@ -57,8 +75,66 @@ def _parse(number: int, line: bytes, required: Sequence[str]) -> Row | BadRow:
         return BadRow(number, f"not JSON ({error})", text)
     if not isinstance(fields, dict):
         return BadRow(number, f"not a JSON object but {type(fields).__name__}", text)
-    row = cast(dict[str, Any], fields)
+    return _checked(number, cast(dict[str, Any], fields), text, required)
+
+
+def _checked(number: int, row: dict[str, Any], text: str, required: Sequence[str]) -> Row | BadRow:
     missing = [name for name in required if name not in row]
     if missing:
         return BadRow(number, f"lacks the field {', '.join(missing)}", text)
     return Row(number, row)
+
+
+def _read_csv(path: Path, required: Sequence[str], *, delimiter: str) -> Iterator[Row | BadRow]:
+    # What is not UTF-8 comes through as surrogates, so that it spoils its own row only.
+    with path.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
+        reader = csv.reader(file, delimiter=delimiter, strict=True)
+        names: list[str] | None = None
+        while True:
+            number = reader.line_num + 1
+            try:
+                cells = next(reader, None)
+            except csv.Error as error:
+                yield BadRow(number, f"not CSV ({error})", "")
+                continue
+            if cells is None:
+                return
+            if names is None:
+                names = _header(path, cells)
+            elif cells:
+                yield _csv_row(number, names, cells, required)
+
+
+def _header(path: Path, cells: list[str]) -> list[str]:
+    if len(set(cells)) < len(cells) or not all(cells):
+        raise DataError(f"{path}:1: a header with empty or repeated names; name each column once")
+    return cells
+
+
+def _csv_row(number: int, names: list[str], cells: list[str], required: Sequence[str]) -> Row | BadRow:
+    text = ",".join(cells)[:_TEXT_CHARACTERS]
+    if not all(cell.isascii() or _is_utf8(cell) for cell in cells):
+        return BadRow(number, "not UTF-8", text.encode("utf-8", "replace").decode())
+    if len(cells) != len(names):
+        return BadRow(number, f"{len(cells)} cells under {len(names)} column names", text)
+    return _checked(number, dict(zip(names, cells, strict=True)), text, required)
+
+
+def _is_utf8(text: str) -> bool:
+    return not any("\ud800" <= character <= "\udfff" for character in text)
+
+
+def _read_parquet(path: Path, required: Sequence[str]) -> Iterator[Row | BadRow]:
+    try:
+        # It has no types, and is needed by nothing else here.
+        parquet: Any = importlib.import_module("pyarrow.parquet")
+    except ImportError:
+        advice = "pip install pyarrow, or convert the file to JSONL"
+        raise DataError(f"{path}: pyarrow, which reads Parquet, is not installed; {advice}") from None
+    number = 0
+    with parquet.ParquetFile(path) as file:
+        for batch in file.iter_batches(batch_size=_ROWS_PER_READ):
+            for fields in batch.to_pylist():
+                number += 1
+                text = str(fields)[:_TEXT_CHARACTERS]
+                yield _checked(number, {str(name): value for name, value in fields.items()}, text, required)

@@ -7,7 +7,7 @@ may share a store. Its clock is the wall's: a lease must mean the same in anothe
 import json
 import threading
 import time
-from collections.abc import Callable, Collection, Generator, Iterable
+from collections.abc import Callable, Collection, Generator, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -232,6 +232,18 @@ class RequestStore:
         with self._transaction("BEGIN") as connection:
             rows = connection.execute(sa.select(_labels).where(_row.key.in_(_each(keys)))).mappings().all()
         return {row["key"]: _label(row) for row in rows}
+
+    def labels(self) -> Iterator[Label]:
+        """Every row, oldest first, some hundred at a time: what is added meanwhile comes too."""
+        after = 0
+        while True:
+            page = sa.select(_labels).where(_row.seq > after).order_by(_row.seq).limit(_ROWS_PER_INSERT)
+            with self._transaction("BEGIN") as connection:
+                rows = connection.execute(page).mappings().all()
+            if not rows:
+                return
+            after = rows[-1]["seq"]
+            yield from map(_label, rows)
 
     def counts(self) -> dict[Status, int]:
         """How many rows have each status, 0 included."""

@@ -4,12 +4,13 @@ import re
 import string
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 
-from decant.config import Config
+from decant.config import Config, OptionalInputPath
 from decant.errors import DataError
+from decant.template import PromptTemplate, ShippedTemplate, load_template
 
 Placement = Literal["answer_only", "rationale_then_answer", "answer_then_rationale"]
 Message = dict[str, str]
@@ -21,6 +22,15 @@ class TaskConfig(Config):
     """Which fields of a row matter and how a response is read."""
 
     prompt: str = Field(default="{prompt}", description="user message, str.format over the row's fields")
+    template: ShippedTemplate | None = Field(
+        default=None, description="shipped Jinja template for the user message, instead of `prompt`"
+    )
+    template_file: OptionalInputPath = Field(
+        default=None, description="Jinja template of your own for the user message, instead of `prompt`"
+    )
+    values: dict[str, Any] = Field(
+        default={}, description="values for the template; a row's field of the same name wins"
+    )
     system: str | None = Field(default=None, description="system message")
     id_field: str = Field(
         default="id", description="field with the row's id; the line number when a row has none"
@@ -41,17 +51,42 @@ class TaskConfig(Config):
             raise ValueError("must name the row's fields like {text}; write literal braces as {{ }}")
         return value
 
+    @model_validator(mode="after")
+    def _one_prompt(self) -> Self:
+        given = {"template", "template_file"} & {name for name, value in self if value is not None}
+        if len(given) > 1 or (given and self.prompt != "{prompt}"):
+            raise ValueError("set one of prompt, template and template_file")
+        if self.values and not given:
+            raise ValueError("values are for a template; set template or template_file")
+        return self
+
+    def prompt_template(self) -> PromptTemplate | None:
+        """The Jinja template, where the task has one; ConfigError when it cannot be used."""
+        if self.template is None and self.template_file is None:
+            return None
+        return load_template(self.template, self.template_file)
+
     def prompt_fields(self) -> list[str]:
         """The row fields that the prompt needs."""
+        if (template := self.prompt_template()) is not None:
+            known = {"answer_marker", *self.values}
+            return [name for name in template.fields if name not in known]
         return [name for _, name, _, _ in string.Formatter().parse(self.prompt) if name]
 
-    def messages(self, fields: Mapping[str, Any]) -> list[Message]:
-        """The chat messages for one row; DataError when the row lacks a field of the prompt."""
+    def user_text(self, fields: Mapping[str, Any]) -> str:
+        """The user message for one row; DataError when the row lacks a field of the prompt."""
         missing = [name for name in self.prompt_fields() if fields.get(name) is None]
         if missing:
             raise DataError(f"the row lacks the field {', '.join(missing)} that the prompt names")
+        if (template := self.prompt_template()) is not None:
+            return template.render({"answer_marker": self.answer_marker, **self.values, **fields})
+        return self.prompt.format(**fields)
+
+    def messages(self, fields: Mapping[str, Any]) -> list[Message]:
+        """The chat messages for one row; DataError when the row lacks a field of the prompt."""
+        user_text = self.user_text(fields)
         system = [{"role": "system", "content": self.system}] if self.system is not None else []
-        return [*system, {"role": "user", "content": self.prompt.format(**fields)}]
+        return [*system, {"role": "user", "content": user_text}]
 
     def row_id(self, fields: Mapping[str, Any], line: int) -> str:
         """The row's own id as text, else `line-N`."""
@@ -72,14 +107,18 @@ class Parsed:
     answer: str | None
 
 
+def split_thoughts(text: str) -> tuple[list[str], str]:
+    """The `<think>` blocks of a response, and the rest of it."""
+    return [thought.strip() for thought in _THINK.findall(text)], _THINK.sub("", text)
+
+
 def parse_response(text: str, *, marker: str) -> Parsed:
     """Splits a response at the answer marker: the answer is the rest of that line, the reasoning all else.
 
     `<think>` blocks count as reasoning, and a marker inside them is not the answer. Of several markers the
     last one counts, so that a rationale which quotes it does no harm.
     """
-    thoughts = [thought.strip() for thought in _THINK.findall(text)]
-    visible = _THINK.sub("", text)
+    thoughts, visible = split_thoughts(text)
     before, found, after = visible.rpartition(marker)
     if not found:
         return Parsed(reasoning=_join([*thoughts, visible]), answer=None)
@@ -97,10 +136,11 @@ def compose(reasoning: str | None, answer: str, *, marker: str, placement: Place
 
 def same_answer(left: str, right: str) -> bool:
     """Whether two answers are equal but for case, white space and a closing full stop."""
-    return _normal(left) == _normal(right)
+    return normal_answer(left) == normal_answer(right)
 
 
-def _normal(answer: str) -> str:
+def normal_answer(answer: str) -> str:
+    """The spelling that equal answers share."""
     return " ".join(answer.split()).rstrip(".").casefold()
 
 

@@ -1,39 +1,43 @@
 """The curate stage: from labels to a training set; `curation.json` says what each rule dropped, and why."""
 
 import hashlib
-import unicodedata
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from decant.config import Config, InputPath, OptionalInputPath, OptionalOutputPath, OutputPath
 from decant.dataset import BadRow, read_rows
 from decant.errors import DataError
-from decant.files import write_json, write_jsonl
-from decant.task import TaskConfig, compose, same_answer
-from decant.wire import canonical_json
+from decant.files import write_json
+from decant.task import TaskConfig
+from decant_distill.curate_contamination import Contamination
+from decant_distill.curate_output import Layout, describe_rules, write_rows
 from decant_distill.curate_rules import (
     Candidate,
     Keep,
     Rule,
-    Tally,
     apply_rules,
+    balance_rule,
     cap_rule,
+    checks_rule,
+    confidence_rule,
     decontamination_rule,
     duplicate_rule,
-    tally_votes,
+    flag_rule,
+    near_duplicate_rule,
+    share_rule,
     usable_rules,
     verified_rule,
     vote_rule,
 )
-from decant_distill.labels import Label, read_labels
+from decant_distill.curate_survey import Survey, Surveyor, near_duplicates, question_digest
+from decant_distill.curate_text import TextConfig, TextRule, text_rules
+from decant_distill.redact import RedactKind
 
-_MOST_EXAMPLES = 3
-_EXAMPLE_CHARACTERS = 400
-_UNREADABLE = "unreadable"
+Checks = Literal["ignore", "no_failure", "all_passed"]
+SplitBy = Literal["prompt", "group"]
 
 
 class CurateConfig(Config):
@@ -54,32 +58,114 @@ class CurateConfig(Config):
     decontaminate: OptionalInputPath = Field(
         default=None, description="evaluation dataset whose prompts are dropped"
     )
+    decontaminate_ngram: int | None = Field(
+        default=None,
+        ge=3,
+        description="drop prompts that share so many words in a row with it, for example 13",
+    )
+    decontaminate_similarity: float | None = Field(
+        default=None, ge=0.3, le=1, description="drop prompts that are so much like one of it (MinHash)"
+    )
+    min_vote_share: float | None = Field(
+        default=None, gt=0, le=1, description="smallest share of the samples that gave the answer"
+    )
+    min_confidence: float | None = Field(
+        default=None, gt=0.5, lt=1, description="least probability that the answer is the samples' majority"
+    )
+    checks: Checks = Field(
+        default="ignore",
+        description="what the verifiers of `decant label` found: ignore it, no failure, or all passed",
+    )
+    text: TextConfig = Field(default=TextConfig(), description="rules on the text of a label")
+    near_duplicates: float | None = Field(
+        default=None, ge=0.3, le=1, description="drop prompts that are so much like an earlier one (MinHash)"
+    )
+    balance: float | None = Field(
+        default=None, ge=1, description="most labels of one answer, in multiples of the median answer's"
+    )
+    redact: tuple[RedactKind, ...] = Field(
+        default=(),
+        description="take these out of prompts and completions: email, secret, iban, card, ip, phone",
+    )
+    validation: OptionalOutputPath = Field(
+        default=None, description="part of the rows that goes into this file"
+    )
+    validation_share: float = Field(default=0.1, gt=0, lt=1, description="share of the rows for `validation`")
+    split_by: SplitBy = Field(
+        default="prompt", description="what never stands in both files: a prompt, or a group"
+    )
+    seed: int = Field(default=0, description="which rows `balance` and `validation` choose")
     task: TaskConfig = Field(
         default=TaskConfig(), description="how a row of the evaluation dataset becomes a prompt"
     )
+
+    @model_validator(mode="after")
+    def _compares_with_something(self) -> Self:
+        asked = (self.decontaminate_ngram, self.decontaminate_similarity)
+        if self.decontaminate is None and any(value is not None for value in asked):
+            raise ValueError("decontaminate_ngram and decontaminate_similarity need decontaminate, the set")
+        return self
+
+    @property
+    def report_path(self) -> Path:
+        """Where the report goes."""
+        return self.report or self.output.with_name("curation.json")
 
 
 CONFIG = CurateConfig
 
 
-@dataclass(frozen=True, slots=True)
-class _Survey:
-    """The label file after one reading: what the rules need, and the lines that hold no label."""
-
-    candidates: dict[int, Candidate]
-    unreadable: dict[int, BadRow]
-    tallies: dict[bytes, Tally]
-
-
 def run(config: CurateConfig) -> None:
-    """Writes the training set and the report; DataError when no label is left."""
-    survey = _survey(config.labels)
-    rules, decontamination = _rules(config, survey)
+    """Writes the training set and the report; DataError when no label is left, or a preset takes too many."""
+    evaluation = _evaluation_prompts(config)
+    contamination = _contamination(config, evaluation[0])
+    on_text = text_rules(config.text)
+    surveyor = Surveyor(on_text, contamination, with_signatures=config.near_duplicates is not None)
+    survey = surveyor.survey(config.labels)
+    rules = _rules(config, survey, evaluation[0], on_text)
     dropped = apply_rules(list(survey.candidates.values()), rules)
     lost = {line for lines in dropped.values() for line in lines}
     kept = [line for line in survey.candidates if line not in lost]
-    described = _describe_rules(config, rules, dropped, survey)
-    report = {
+    described = describe_rules(config.labels, rules, dropped, survey)
+    report = _report(config, survey, kept, evaluation)
+    write_json(config.report_path, {**report, "rules": described})
+    summary = ", ".join(f"{rule['name']} {rule['dropped']}" for rule in described if rule["dropped"])
+    if not kept:
+        dropped_by = f"dropped by rule: {summary}" if summary else "the file is empty"
+        raise DataError(f"{config.labels}: no label is left ({dropped_by}); see {config.report_path}")
+    counts = {name: len(lines) for name, lines in dropped.items()}
+    _refuse_a_preset_that_destroys(config, on_text, counts, kept)
+    written = write_rows(_layout(config), survey, kept)
+    write_json(config.report_path, {**report, **written.to_report(), "rules": described})
+    where = f"{config.output}" + (f" and {config.validation}" if config.validation is not None else "")
+    print(f"kept {len(kept)} of {report['rows_in']} labels, {report['prompts_out']} prompts -> {where}")
+    print(f"dropped: {summary or 'none'}; examples in {config.report_path}")
+
+
+def _layout(config: CurateConfig) -> Layout:
+    return Layout(
+        labels=config.labels,
+        output=config.output,
+        validation=config.validation,
+        validation_share=config.validation_share,
+        by_group=config.split_by == "group",
+        seed=config.seed,
+        redact=config.redact,
+        answer_marker=config.task.answer_marker,
+    )
+
+
+def _report(
+    config: CurateConfig, survey: Survey, kept: Sequence[int], evaluation: tuple[list[str], int]
+) -> dict[str, Any]:
+    decontamination = None
+    if config.decontaminate is not None:
+        decontamination = {
+            "data": str(config.decontaminate),
+            "prompts": len({question_digest(prompt) for prompt in evaluation[0]}),
+            "bad_rows": evaluation[1],
+        }
+    return {
         "labels": str(config.labels),
         "output": str(config.output),
         "keep": config.keep,
@@ -89,107 +175,95 @@ def run(config: CurateConfig) -> None:
         "prompts_out": len({survey.candidates[line].prompt for line in kept}),
         "right": _right(survey, kept),
         "decontamination": decontamination,
-        "rules": described,
     }
-    report_path = config.report or config.output.with_name("curation.json")
-    write_json(report_path, report)
-    summary = ", ".join(f"{rule['name']} {rule['dropped']}" for rule in described if rule["dropped"])
-    if not kept:
-        dropped_by = f"dropped by rule: {summary}" if summary else "the file is empty"
-        raise DataError(f"{config.labels}: no label is left ({dropped_by}); see {report_path}")
-    write_jsonl(config.output, _training_rows(config, survey, frozenset(kept)))
-    print(
-        f"kept {len(kept)} of {report['rows_in']} labels, {report['prompts_out']} prompts -> {config.output}"
-    )
-    print(f"dropped: {summary or 'none'}; examples in {report_path}")
 
 
-def _survey(labels: Path) -> _Survey:
-    candidates: dict[int, Candidate] = {}
-    unreadable: dict[int, BadRow] = {}
-    spellings: dict[bytes, list[str]] = {}
-    for line, label in read_labels(labels):
-        if isinstance(label, BadRow):
-            unreadable[line] = label
-        else:
-            candidates[line] = _candidate(line, label, spellings)
-    return _Survey(candidates, unreadable, tally_votes(candidates.values()))
+def _refuse_a_preset_that_destroys(
+    config: CurateConfig, on_text: Sequence[TextRule], dropped: dict[str, int], kept: Sequence[int]
+) -> None:
+    """A preset is a judgement made on other data: when it takes much, somebody has to look at it."""
+    by_preset = {rule.name: dropped[rule.name] for rule in on_text if rule.is_preset}
+    taken = sum(by_preset.values())
+    seen = taken + len(kept) + sum(dropped.get(name, 0) for name in ("duplicate", "near_duplicate", "cap"))
+    if taken > config.text.max_preset_share * seen:
+        worst = max(by_preset, key=lambda name: by_preset[name])
+        raise DataError(
+            f"the preset {config.text.preset} would drop {taken} of {seen} labels "
+            f"({worst} {by_preset[worst]}); see {config.report_path}, then choose another preset, "
+            "set its rules by name, or raise text.max_preset_share"
+        )
 
 
-def _candidate(line: int, label: Label, spellings: dict[bytes, list[str]]) -> Candidate:
-    prompt = _digest(canonical_json(label.prompt)) if label.prompt is not None else None
-    answer = label.answer if label.status == "done" else None
-    is_right = None
-    if answer is not None and label.gold is not None:
-        is_right = same_answer(answer, label.gold)
-    if answer is not None and prompt is not None:
-        known = spellings.setdefault(prompt, [])
-        answer = next((spelling for spelling in known if same_answer(spelling, answer)), answer)
-        if answer not in known:
-            known.append(answer)
-    return Candidate(
-        line=line,
-        key=label.key,
-        prompt=prompt,
-        question=question_digest(label.question),
-        completion=_digest(canonical_json([label.reasoning, label.answer])),
-        answer=answer,
-        is_right=is_right,
-        error_class=None if label.status == "done" else label.error_class or "unknown",
-        error=label.error,
-    )
-
-
-def question_digest(text: str) -> bytes:
-    """A digest that is equal for prompts that differ only in case, white space or Unicode form.
-
-    Punctuation counts: `7 + 5` and `7 - 5` are two prompts.
-    """
-    return _digest(
-        " ".join(unicodedata.normalize("NFKC", text).casefold().split()).encode("utf-8", "surrogatepass")
-    )
-
-
-def _digest(content: bytes) -> bytes:
-    return hashlib.blake2b(content, digest_size=16).digest()
-
-
-def _rules(config: CurateConfig, survey: _Survey) -> tuple[list[Rule], dict[str, Any] | None]:
+def _rules(
+    config: CurateConfig, survey: Survey, evaluation: Sequence[str], on_text: Sequence[TextRule]
+) -> list[Rule]:
     rules = usable_rules()
-    decontamination = None
     if config.decontaminate is not None:
-        questions, bad_rows = _evaluation_questions(config.decontaminate, config.task)
-        decontamination = {"data": str(config.decontaminate), "prompts": len(questions), "bad_rows": bad_rows}
-        rules.append(decontamination_rule(questions))
+        rules.append(decontamination_rule(frozenset(question_digest(prompt) for prompt in evaluation)))
+    if config.decontaminate_ngram is not None or config.decontaminate_similarity is not None:
+        rules.append(flag_rule(Contamination.RULE, "the prompt overlaps with the evaluation set"))
     if config.keep == "majority":
         rules.append(vote_rule(survey.tallies, min_votes=config.min_votes))
     if config.keep == "verified":
         rules.append(verified_rule())
-    rules.append(duplicate_rule())
+    if config.min_vote_share is not None:
+        rules.append(share_rule(survey.tallies, least=config.min_vote_share))
+    if config.min_confidence is not None:
+        rules.append(confidence_rule(survey.tallies, least=config.min_confidence))
+    if config.checks != "ignore":
+        rules.append(checks_rule(all_passed=config.checks == "all_passed"))
+    rules += [flag_rule(rule.name, rule.what) for rule in on_text]
+    return rules + _last_rules(config, survey)
+
+
+def _last_rules(config: CurateConfig, survey: Survey) -> list[Rule]:
+    """Those that compare labels with each other, and so come after those that drop bad ones."""
+    rules = [duplicate_rule()]
+    if (threshold := config.near_duplicates) is not None:
+        rules.append(
+            near_duplicate_rule(lambda left: near_duplicates(left, survey.signatures, threshold=threshold))
+        )
     if config.max_per_prompt is not None:
         rules.append(cap_rule(config.max_per_prompt))
-    return rules, decontamination
+    if config.balance is not None:
+
+        def drawn(candidate: Candidate) -> bytes:
+            return hashlib.blake2b(f"{config.seed}\0{candidate.key}".encode(), digest_size=8).digest()
+
+        rules.append(balance_rule(config.balance, order=drawn))
+    return rules
 
 
-def _evaluation_questions(path: Path, task: TaskConfig) -> tuple[frozenset[bytes], int]:
-    """The digests of an evaluation set's prompts, and how many of its rows give none."""
-    questions: set[bytes] = set()
+def _evaluation_prompts(config: CurateConfig) -> tuple[list[str], int]:
+    """The prompts of the evaluation set, and how many of its rows give none."""
+    if config.decontaminate is None:
+        return [], 0
+    prompts: list[str] = []
     bad_rows = 0
-    for row in read_rows(path, required=task.prompt_fields()):
+    for row in read_rows(config.decontaminate, required=config.task.prompt_fields()):
         try:
-            messages = task.messages(row.fields) if not isinstance(row, BadRow) else None
+            messages = config.task.messages(row.fields) if not isinstance(row, BadRow) else None
         except DataError:
             messages = None
         if messages is None:
             bad_rows += 1
         else:
-            questions.add(question_digest(messages[-1]["content"]))
-    if not questions:
-        raise DataError(f"{path}: no row gives a prompt to decontaminate against; check task.prompt")
-    return frozenset(questions), bad_rows
+            prompts.append(messages[-1]["content"])
+    if not prompts:
+        raise DataError(
+            f"{config.decontaminate}: no row gives a prompt to decontaminate against; check task.prompt"
+        )
+    return prompts, bad_rows
 
 
-def _right(survey: _Survey, kept: Sequence[int]) -> dict[str, int]:
+def _contamination(config: CurateConfig, prompts: Sequence[str]) -> Contamination | None:
+    ngram, similarity = config.decontaminate_ngram, config.decontaminate_similarity
+    if ngram is None and similarity is None:
+        return None
+    return Contamination(prompts, ngram=ngram, similarity=similarity)
+
+
+def _right(survey: Survey, kept: Sequence[int]) -> dict[str, int]:
     """How many answers equal gold, among those that have any: of all usable labels, and of those kept."""
     before = [one.is_right for one in survey.candidates.values() if one.is_right is not None]
     after = [survey.candidates[line].is_right for line in kept]
@@ -198,80 +272,4 @@ def _right(survey: _Survey, kept: Sequence[int]) -> dict[str, int]:
         "right": sum(before),
         "kept_with_gold": sum(right is not None for right in after),
         "kept_right": sum(right is True for right in after),
-    }
-
-
-def _describe_rules(
-    config: CurateConfig, rules: Sequence[Rule], dropped: Mapping[str, Mapping[int, str]], survey: _Survey
-) -> list[dict[str, Any]]:
-    examples: dict[str, list[dict[str, Any]]] = {rule.name: [] for rule in rules}
-    wanted = {line: name for name, lines in dropped.items() for line in list(lines)[:_MOST_EXAMPLES]}
-    last = max(wanted, default=0)
-    for line, label in read_labels(config.labels):
-        if line > last:
-            break
-        if line in wanted and isinstance(label, Label):
-            examples[wanted[line]].append(_example(line, label, dropped[wanted[line]][line]))
-    described = [
-        {
-            "name": rule.name,
-            "what": rule.what,
-            "dropped": len(dropped[rule.name]),
-            "examples": examples[rule.name],
-        }
-        for rule in rules
-    ]
-    bad = list(survey.unreadable.values())
-    bad_examples = [
-        {"line": row.line, "reason": row.reason, "text": row.text} for row in bad[:_MOST_EXAMPLES]
-    ]
-    unreadable = {
-        "name": _UNREADABLE,
-        "what": "the line holds no label",
-        "dropped": len(bad),
-        "examples": bad_examples,
-    }
-    return [unreadable, *described]
-
-
-def _example(line: int, label: Label, reason: str) -> dict[str, Any]:
-    return {
-        "line": line,
-        "id": label.id,
-        "sample": label.sample,
-        "reason": reason,
-        "prompt": label.question[:_EXAMPLE_CHARACTERS],
-        "response": (label.response or "")[-_EXAMPLE_CHARACTERS:],
-        "gold": label.gold,
-    }
-
-
-def _training_rows(config: CurateConfig, survey: _Survey, kept: frozenset[int]) -> Iterator[dict[str, Any]]:
-    for line, label in read_labels(config.labels):
-        if line in kept and isinstance(label, Label):
-            yield _training_row(config, label, survey.candidates[line], survey.tallies)
-
-
-def _training_row(
-    config: CurateConfig, label: Label, candidate: Candidate, tallies: Mapping[bytes, Tally]
-) -> dict[str, Any]:
-    assert candidate.prompt is not None
-    assert candidate.answer is not None
-    assert label.answer is not None
-    tally = tallies[candidate.prompt]
-    content = compose(
-        label.reasoning, label.answer, marker=config.task.answer_marker, placement="rationale_then_answer"
-    )
-    optional = {"group": label.group, "length": label.length}
-    return {
-        "id": label.id,
-        "sample": label.sample,
-        "prompt": label.prompt,
-        "completion": [{"role": "assistant", "content": content}],
-        "reasoning": label.reasoning,
-        "answer": label.answer,
-        "label_key": label.key,
-        "votes": tally.votes[candidate.answer],
-        "vote_share": tally.share(candidate.answer),
-        **{name: value for name, value in optional.items() if value is not None},
     }

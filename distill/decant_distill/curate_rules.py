@@ -2,10 +2,13 @@
 
 from collections import Counter, defaultdict
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from statistics import median
 from typing import Literal
 
-from decant_distill.labels import CUT, NO_ANSWER
+from decant.task import normal_answer
+from decant_distill.label_answers import BAD_JSON, CUT, NO_ANSWER, SCHEMA
+from decant_distill.label_votes import majority_probability
 
 Keep = Literal["all", "majority", "verified"]
 
@@ -15,7 +18,8 @@ class Candidate:
     """What the rules need to know of one label; texts are held as digests, so that a million fit in memory.
 
     `question` is the digest of the normalised prompt, to compare with an evaluation set. `is_right` compares
-    with gold and is None where there is none. Equal answers of one prompt are spelled alike.
+    with gold and is None where there is none. Equal answers of one prompt are spelled alike. `flags` says, by
+    rule, what is wrong with its text.
     """
 
     line: int
@@ -27,6 +31,8 @@ class Candidate:
     is_right: bool | None
     error_class: str | None
     error: str | None
+    checks: Mapping[str, bool | None] | None = None
+    flags: Mapping[str, str] = field(default_factory=dict[str, str])
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,13 +87,15 @@ def tally_votes(candidates: Iterable[Candidate]) -> dict[bytes, Tally]:
 def usable_rules() -> list[Rule]:
     """What drops labels that are none: failed requests, cut answers, answers without a marker."""
 
+    unread = (NO_ANSWER, BAD_JSON, SCHEMA)
+
     def is_failed(candidate: Candidate) -> bool:
-        return candidate.error_class not in (None, CUT, NO_ANSWER)
+        return candidate.error_class not in (None, CUT, *unread)
 
     return [
         _by_error("failed", "the request failed or the row could not be asked", is_failed),
         _by_error("cut", "the answer was cut at max_tokens", lambda candidate: candidate.error_class == CUT),
-        _by_error("no_answer", "no answer marker", lambda candidate: candidate.error_class == NO_ANSWER),
+        _by_error("no_answer", "no answer marker", lambda candidate: candidate.error_class in unread),
     ]
 
 
@@ -160,6 +168,85 @@ def cap_rule(most: int) -> Rule:
                 yield Drop(candidate.line, f"its prompt has {most} already")
 
     return Rule("cap", f"more than {most} for one prompt", drops)
+
+
+def share_rule(tallies: Mapping[bytes, Tally], *, least: float) -> Rule:
+    """Drops answers that too few of the samples gave."""
+
+    def drops(candidates: Sequence[Candidate]) -> Iterable[Drop]:
+        for candidate in candidates:
+            assert candidate.prompt is not None
+            assert candidate.answer is not None
+            share = tallies[candidate.prompt].share(candidate.answer)
+            if share < least:
+                yield Drop(candidate.line, f"{share:.2f} of the votes")
+
+    return Rule("vote_share", f"less than {least:g} of the votes", drops)
+
+
+def confidence_rule(tallies: Mapping[bytes, Tally], *, least: float) -> Rule:
+    """Drops answers that are not surely enough the one that the teacher gives most often."""
+
+    def drops(candidates: Sequence[Candidate]) -> Iterable[Drop]:
+        for candidate in candidates:
+            assert candidate.prompt is not None
+            assert candidate.answer is not None
+            votes = tallies[candidate.prompt].votes
+            rival = max((n for answer, n in votes.items() if answer != candidate.answer), default=0)
+            sure = majority_probability(votes[candidate.answer], rival)
+            if sure < least:
+                yield Drop(candidate.line, f"the majority with probability {sure:.2f}")
+
+    return Rule("confidence", f"the majority with a probability below {least:g}", drops)
+
+
+def checks_rule(*, all_passed: bool) -> Rule:
+    """Drops labels that a verifier rejects; with `all_passed`, those too that one could not judge."""
+
+    def drops(candidates: Sequence[Candidate]) -> Iterable[Drop]:
+        for candidate in candidates:
+            checks = candidate.checks or {}
+            bad = [name for name, passed in checks.items() if passed is False or (all_passed and not passed)]
+            if bad or (all_passed and not checks):
+                yield Drop(candidate.line, f"not passed: {', '.join(bad)}" if bad else "it was never checked")
+
+    return Rule("checks", "a verifier did not pass it", drops)
+
+
+def flag_rule(name: str, what: str) -> Rule:
+    """Drops the labels whose text has this flag."""
+
+    def drops(candidates: Sequence[Candidate]) -> Iterable[Drop]:
+        return (Drop(one.line, one.flags[name]) for one in candidates if name in one.flags)
+
+    return Rule(name, what, drops)
+
+
+def near_duplicate_rule(find: Callable[[Sequence[Candidate]], Mapping[bytes, str]]) -> Rule:
+    """Drops the labels of prompts that are nearly an earlier one; `find` gives the reason by digest."""
+
+    def drops(candidates: Sequence[Candidate]) -> Iterable[Drop]:
+        found = find(candidates)
+        for candidate in candidates:
+            if candidate.question is not None and candidate.question in found:
+                yield Drop(candidate.line, found[candidate.question])
+
+    return Rule("near_duplicate", "the prompt is nearly an earlier one", drops)
+
+
+def balance_rule(most: float, *, order: Callable[[Candidate], bytes]) -> Rule:
+    """Leaves no answer more than `most` times the labels of the median answer; `order` says which stay."""
+
+    def drops(candidates: Sequence[Candidate]) -> Iterable[Drop]:
+        classes: dict[str, list[Candidate]] = defaultdict(list)
+        for candidate in candidates:
+            classes[normal_answer(candidate.answer or "")].append(candidate)
+        limit = max(1, round(most * median(map(len, classes.values())))) if classes else 0
+        for labels in classes.values():
+            for candidate in sorted(labels, key=order)[limit:]:
+                yield Drop(candidate.line, f"its answer has {len(labels)} labels, the limit is {limit}")
+
+    return Rule("balance", f"more than {most:g} times the labels of the median answer", drops)
 
 
 def apply_rules(candidates: Sequence[Candidate], rules: Sequence[Rule]) -> dict[str, dict[int, str]]:

@@ -1,25 +1,30 @@
 """The label stage: a teacher answers a dataset, with its reasoning; a rerun pays for nothing twice."""
 
 import asyncio
-import time
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
-from decant.client import OpenAIClient
-from decant.config import Config, InputPath, OutputPath
-from decant.endpoint import Endpoint, EndpointConfig, open_endpoint
+from decant.config import Config, InputPath, OptionalInputPath, OptionalOutputPath, OutputPath
+from decant.endpoint import EndpointConfig, open_endpoint
 from decant.errors import DataError, EndpointError
 from decant.files import write_json, write_jsonl
-from decant.progress import Progress
 from decant.store import RequestStore
 from decant.task import TaskConfig
-from decant_distill.label_job import Dispatcher, Registered, register
-from decant_distill.label_output import Tally, read_back
+from decant_distill.label_answers import AnswersConfig
+from decant_distill.label_batch import take_results, write_requests
+from decant_distill.label_export import export
+from decant_distill.label_job import register
+from decant_distill.label_output import Reader, Tally
 from decant_distill.label_requests import Job, Sampling, Teacher, read_limited
-from decant_distill.label_spend import Prices, Purse
-from decant_distill.label_watch import Watch
+from decant_distill.label_run import LabelRun, Ran
+from decant_distill.label_spend import Prices
+from decant_distill.redact import Redaction, RedactKind
+from decant_distill.verifiers import Verifier, VerifierConfig, load_verifiers
+
+LabelFormat = Literal["online", "openai-batch"]
 
 
 class LabelConfig(Config):
@@ -27,14 +32,28 @@ class LabelConfig(Config):
 
     positional: ClassVar[tuple[str, ...]] = ("data",)
 
-    data: InputPath = Field(description="dataset to label (JSONL)")
+    data: InputPath = Field(description="dataset to label (JSONL, CSV, TSV or Parquet)")
     output: OutputPath = Field(description="label file to write (JSONL); its summary stands beside it")
     store: Path | None = Field(default=None, description="request store; OUTPUT.store.sqlite when left out")
     endpoint: EndpointConfig = Field(description="the teacher")
     task: TaskConfig = Field(
         default=TaskConfig(), description="how a row becomes a request and an answer a label"
     )
+    answers: AnswersConfig = Field(
+        default=AnswersConfig(), description="where the answer stands in a response"
+    )
+    verify: tuple[VerifierConfig, ...] = Field(default=(), description="checks of every answer")
+    redact: tuple[RedactKind, ...] = Field(
+        default=(),
+        description="take these out before a message is sent: email, secret, iban, card, ip, phone",
+    )
     samples: int = Field(default=1, ge=1, description="answers to draw for each row")
+    max_samples: int | None = Field(
+        default=None, ge=2, description="draw more, up to so many, for a row whose samples do not agree"
+    )
+    confidence: float = Field(
+        default=0.9, gt=0.5, lt=1, description="probability of the majority at which no more are drawn"
+    )
     temperature: float = Field(
         default=0.0, ge=0, description="sampling temperature; more samples need more than 0"
     )
@@ -44,7 +63,7 @@ class LabelConfig(Config):
     seed: int = Field(
         default=0, description="each request's own seed follows from it, its prompt and its sample"
     )
-    concurrency: int = Field(default=8, ge=1, le=1024, description="requests in flight at once")
+    concurrency: int = Field(default=8, ge=1, le=1024, description="most requests in flight at once")
     limit: int | None = Field(default=None, ge=1, description="label only the first rows")
     max_attempts: int = Field(
         default=6, ge=1, description="tries of one request before its row counts as failed"
@@ -52,14 +71,34 @@ class LabelConfig(Config):
     budget_usd: float | None = Field(
         default=None, gt=0, description="most that the whole job may cost, reruns included"
     )
+    estimate: int | None = Field(
+        default=None,
+        ge=1,
+        description="only ask so many requests, chosen at random, and say what the rest will take",
+    )
+    format: LabelFormat = Field(
+        default="online", description="ask the endpoint, or read and write files for a provider's Batch API"
+    )
+    batch_results: OptionalInputPath = Field(
+        default=None, description="for openai-batch: the provider's output file"
+    )
+    export: OptionalOutputPath = Field(
+        default=None, description="also write all that the store holds into this file (JSONL or .parquet)"
+    )
     drop_gold: bool = Field(
         default=False, description="leave gold out of the labels, as if the data had none"
     )
 
     @model_validator(mode="after")
     def _makes_sense(self) -> "LabelConfig":
-        if self.samples > 1 and self.temperature == 0:
+        if (self.samples > 1 or self.max_samples is not None) and self.temperature == 0:
             raise ValueError("samples above 1 are all alike at temperature 0; raise temperature")
+        if self.max_samples is not None and self.max_samples <= self.samples:
+            raise ValueError(f"max_samples must be more than samples, which is {self.samples}")
+        if self.batch_results is not None and self.format != "openai-batch":
+            raise ValueError("batch_results needs format = openai-batch")
+        if self.format == "openai-batch" and self.endpoint.model is None:
+            raise ValueError("format = openai-batch needs the endpoint's base_url and model")
         if self.budget_usd is not None and Prices.of(self.endpoint) is None:
             raise ValueError(
                 "budget_usd needs the endpoint's prices (price_per_hour or usd_per_million_*_tokens)"
@@ -76,99 +115,120 @@ class LabelConfig(Config):
         """Where the summary goes."""
         return self.output.with_suffix(".summary.json")
 
+    @property
+    def batch_path(self) -> Path:
+        """Where the requests of a batch go."""
+        return self.output.with_suffix(".batch.jsonl")
+
 
 CONFIG = LabelConfig
 
 
 def run(config: LabelConfig) -> None:
     """Labels the dataset; an EndpointError or StageError leaves a job that the same command resumes."""
+    config.task.prompt_fields()
+    verifiers = load_verifiers(config.verify)
     if not any(True for _ in read_limited(config.data, 1)):
         raise DataError(f"{config.data}: the dataset has no rows")
     try:
-        summary = asyncio.run(_label(config))
+        batch = config.format == "openai-batch"
+        summary = _label_batch(config, verifiers) if batch else asyncio.run(_label(config, verifiers))
     except EndpointError as error:
         hint = f"what was answered is kept in {config.store_path}: run the same command again to go on"
         raise EndpointError(f"{error}; {hint}") from error
+    if summary is None:
+        return
     print(_describe(summary, config))
     if not summary["done"]:
         why = ", ".join(f"{name} {count}" for name, count in summary["by_error"].items())
         raise DataError(f"{config.output}: no row got a label ({why}); see the field `error` there")
 
 
-async def _label(config: LabelConfig) -> dict[str, Any]:
+async def _label(config: LabelConfig, verifiers: Mapping[str, Verifier]) -> dict[str, Any] | None:
     log_dir = config.output.with_suffix(".serve")
     with RequestStore.open(config.store_path) as store:
         async with open_endpoint(config.endpoint, log_dir=log_dir) as endpoint:
-            job = _job(config, endpoint)
-            registered = await asyncio.to_thread(register, job, store)
-            purse = Purse(
-                Prices.of(config.endpoint), budget_usd=config.budget_usd, paid_usd=registered.paid_usd
+            teacher = Teacher(model=endpoint.model, revision=endpoint.description.get("manifest_sha256"))
+            job = _job(config, teacher)
+            label_run = LabelRun(
+                job,
+                store,
+                endpoint,
+                prices=Prices.of(config.endpoint),
+                budget_usd=config.budget_usd,
+                concurrency=config.concurrency,
+                max_attempts=config.max_attempts,
             )
-            started_s = time.perf_counter()
-            if registered.reused < registered.requests:
-                await _dispatch(config, endpoint, job=job, store=store, purse=purse, registered=registered)
-            wall_s = time.perf_counter() - started_s
-        return await asyncio.to_thread(
-            _write, config, job, store, registered, wall_s=wall_s, unmetered=purse.unmetered
+            timeout_s = config.endpoint.request_timeout_s
+            if config.estimate is not None:
+                print((await label_run.estimate(config.estimate, timeout_s=timeout_s)).describe())
+                return None
+            ran = await label_run.ask_all(timeout_s=timeout_s)
+        return await asyncio.to_thread(_write, config, job, store, ran, verifiers)
+
+
+def _label_batch(config: LabelConfig, verifiers: Mapping[str, Verifier]) -> dict[str, Any] | None:
+    """Takes the results there are; writes the labels when nothing is open, else the next batch's requests."""
+    prices = Prices.of(config.endpoint)
+    with RequestStore.open(config.store_path) as store:
+        job = _job(config, Teacher(model=config.endpoint.model or "", revision=None))
+        before = register(job, store)
+        if config.batch_results is not None:
+            print(take_results(job, store, config.batch_results, prices=prices).describe())
+        registered = register(job, store, reopen=False)
+        if registered.open:
+            left_usd = None if config.budget_usd is None else config.budget_usd - registered.paid_usd
+            count = write_requests(job, store, config.batch_path, prices=prices, left_usd=left_usd)
+            print(
+                f"{count} requests -> {config.batch_path}; run again with --batch-results and their results"
+            )
+            return None
+        ran = Ran(
+            requests=registered.requests, reused=before.reused, unmetered=0, wall_s=0.0, latency_before_s=0.0
         )
+        return _write(config, job, store, ran, verifiers)
 
 
-def _job(config: LabelConfig, endpoint: Endpoint) -> Job:
-    revision = endpoint.description.get("manifest_sha256")
+def _job(config: LabelConfig, teacher: Teacher) -> Job:
     sampling = Sampling(
-        samples=config.samples, temperature=config.temperature, top_p=config.top_p, seed=config.seed
+        samples=config.samples,
+        temperature=config.temperature,
+        top_p=config.top_p,
+        seed=config.seed,
+        max_samples=config.max_samples,
+        confidence=config.confidence,
     )
-    teacher = Teacher(model=endpoint.model, revision=revision)
-    return Job(data=config.data, task=config.task, teacher=teacher, sampling=sampling, limit=config.limit)
-
-
-async def _dispatch(
-    config: LabelConfig,
-    endpoint: Endpoint,
-    *,
-    job: Job,
-    store: RequestStore,
-    purse: Purse,
-    registered: Registered,
-) -> None:
-    client = OpenAIClient(
-        endpoint.base_url,
-        api_key=endpoint.api_key,
-        timeout_s=config.endpoint.request_timeout_s,
-        max_connections=config.concurrency,
-        max_retries=config.max_attempts - 1,
+    return Job(
+        data=config.data,
+        task=config.task,
+        teacher=teacher,
+        sampling=sampling,
+        limit=config.limit,
+        answers=config.answers,
+        redact=Redaction(config.redact) if config.redact else None,
     )
-    watch = Watch(concurrency=config.concurrency)
-    progress = Progress(registered.requests, unit="labels", label="label", start=registered.reused)
-    async with client:
-        with progress:
-            dispatcher = Dispatcher(
-                store=store, client=client, task=config.task, purse=purse, watch=watch, progress=progress
-            )
-            await dispatcher.run(job, concurrency=config.concurrency)
 
 
 def _write(
-    config: LabelConfig,
-    job: Job,
-    store: RequestStore,
-    registered: Registered,
-    *,
-    wall_s: float,
-    unmetered: int,
+    config: LabelConfig, job: Job, store: RequestStore, ran: Ran, verifiers: Mapping[str, Verifier]
 ) -> dict[str, Any]:
     tally = Tally()
-    write_jsonl(config.output, read_back(job, store, drop_gold=config.drop_gold, tally=tally))
+    reader = Reader(job, verifiers, drop_gold=config.drop_gold)
+    write_jsonl(config.output, reader.read_back(store, tally=tally))
+    if config.export is not None:
+        export(store, config.export)
+    adaptive = {"max_samples": config.max_samples, "confidence": config.confidence}
     summary = {
         **tally.to_summary(),
-        "requests": registered.requests,
-        "reused": registered.reused,
-        "unmetered": unmetered,
+        "requests": ran.requests,
+        "reused": ran.reused,
+        "unmetered": ran.unmetered,
         # What killed runs took is not known; their answers took their latency, `concurrency` at a time.
-        "wall_s": wall_s + registered.latency_s / config.concurrency,
-        "run_s": wall_s,
+        "wall_s": ran.wall_s + ran.latency_before_s / config.concurrency,
+        "run_s": ran.wall_s,
         "teacher": {"model": job.teacher.model, "revision": job.teacher.revision},
         "samples": config.samples,
+        **(adaptive if config.max_samples is not None else {}),
         "temperature": config.temperature,
     }
     write_json(config.summary_path, summary)

@@ -4,39 +4,41 @@ The store is the job's memory: what it holds is never asked again, and a killed 
 """
 
 import asyncio
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
-from itertools import islice
 from typing import Any, Protocol, TypeVar
 
 from decant.api_error import ApiError
-from decant.client import Completion, OpenAIClient
+from decant.client import Completion
 from decant.errors import DecantError, StageError
 from decant.lease import process_owner
 from decant.store import Answer, Label, RequestStore
-from decant.task import TaskConfig
-from decant_distill.label_requests import Ask, Job
+from decant_distill.label_answers import whole_response
+from decant_distill.label_plan import asks_in, plan
+from decant_distill.label_requests import Job
+from decant_distill.label_send import Sender
 from decant_distill.label_spend import Purse
 from decant_distill.label_watch import Watch
-from decant_distill.labels import read_response, whole_response
 
 T = TypeVar("T")
 
-_CHUNK = 500
 _LEASE_S = 3600.0
 _POLL_S = 0.5
 _ERROR_CHARACTERS = 500
+_OPEN = ("pending", "leased")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Registered:
     """What a job holds before anything is sent; equal rows are one request.
 
-    `paid_usd` and `latency_s` are what its earlier answers cost and how long they took, one after another.
+    `open` are to be asked. `paid_usd` and `latency_s` are what its earlier answers cost and how long they
+    took, one after another.
     """
 
     requests: int
     reused: int
+    open: int
     paid_usd: float
     latency_s: float
 
@@ -48,31 +50,30 @@ class Counter(Protocol):
         """Counts `n` more."""
 
 
-def chunked(job: Job) -> Iterator[list[Ask]]:
-    """The job's requests, some hundred at a time."""
-    asks = (item for item in job if isinstance(item, Ask))
-    while chunk := list(islice(asks, _CHUNK)):
-        yield chunk
-
-
-def register(job: Job, store: RequestStore) -> Registered:
-    """Puts the job's requests into the store; those that failed without an answer may be asked again.
+def register(job: Job, store: RequestStore, *, reopen: bool = True) -> Registered:
+    """Puts the job's requests into the store; with `reopen`, those without an answer are asked again.
 
     An answer that was paid for is never asked for again, be it cut or without a marker.
     """
     seen: set[bytes] = set()
-    reused = 0
+    reused = unanswered = 0
     paid_usd = latency_s = 0.0
-    for chunk in chunked(job):
-        fresh = {ask.key: ask for ask in chunk if bytes.fromhex(ask.key) not in seen}
+    for chunk in plan(job, store.get_many):
+        fresh = {ask.key: ask for ask in asks_in(chunk) if bytes.fromhex(ask.key) not in seen}
         seen.update(bytes.fromhex(key) for key in fresh)
         store.add(ask.to_store(job.teacher, job.prompt_version) for ask in fresh.values())
         known = store.get_many(fresh).values()
-        store.reopen([label.key for label in known if label.status == "failed"])
+        failed = [label.key for label in known if label.status == "failed"]
+        if reopen:
+            store.reopen(failed)
         reused += sum(label.status == "done" for label in known)
+        unanswered += len(failed) if reopen else 0
+        unanswered += sum(label.status in _OPEN for label in known)
         paid_usd += sum(label.cost_usd or 0.0 for label in known)
         latency_s += sum(label.latency_s or 0.0 for label in known)
-    return Registered(requests=len(seen), reused=reused, paid_usd=paid_usd, latency_s=latency_s)
+    return Registered(
+        requests=len(seen), reused=reused, open=unanswered, paid_usd=paid_usd, latency_s=latency_s
+    )
 
 
 class Dispatcher:
@@ -82,24 +83,24 @@ class Dispatcher:
         self,
         *,
         store: RequestStore,
-        client: OpenAIClient,
-        task: TaskConfig,
+        sender: Sender,
         purse: Purse,
         watch: Watch,
         progress: Counter,
+        only: Collection[str] | None = None,
     ) -> None:
         self._store = store
-        self._client = client
-        self._task = task
+        self._sender = sender
         self._purse = purse
         self._watch = watch
         self._progress = progress
+        self._only = only
         self._owner = process_owner()
         self._held: set[str] = set()
         self._calls: set[asyncio.Task[Any]] = set()
 
     async def run(self, job: Job, *, concurrency: int) -> None:
-        """Returns when every request has an answer or a failure of its own.
+        """Returns when every request has an answer or a failure of its own; with `only`, those of these keys.
 
         EndpointError when the endpoint is why no answers come, StageError when the budget is spent; what was
         answered is in the store then.
@@ -108,7 +109,7 @@ class Dispatcher:
         try:
             async with asyncio.timeout(self._purse.remaining_s), asyncio.TaskGroup() as tasks:
                 for _ in range(concurrency):
-                    tasks.create_task(self._work(queue))
+                    tasks.create_task(self._work(job, queue))
                 tasks.create_task(self._feed(job, queue, concurrency))
         except TimeoutError:
             raise self._out_of_money() from None
@@ -121,9 +122,9 @@ class Dispatcher:
     async def _feed(self, job: Job, queue: asyncio.Queue[Label | None], concurrency: int) -> None:
         """Leases what is open, chunk by chunk, until nothing is; waits for what another process holds."""
         while True:
-            chunks = chunked(job)
+            chunks = plan(job, self._store.get_many)
             while chunk := await asyncio.to_thread(next, chunks, None):
-                keys = [ask.key for ask in chunk]
+                keys = [ask.key for ask in asks_in(chunk) if self._only is None or ask.key in self._only]
                 while leased := await self._in_thread(self._lease, concurrency, keys):
                     for label in leased:
                         await queue.put(label)
@@ -140,48 +141,34 @@ class Dispatcher:
         return leased
 
     def _is_settled(self, job: Job) -> bool:
-        for chunk in chunked(job):
-            known = self._store.get_many(ask.key for ask in chunk).values()
-            if any(label.status in ("pending", "leased") for label in known):
+        for chunk in plan(job, self._store.get_many):
+            known = self._store.get_many(ask.key for ask in asks_in(chunk))
+            if any(label.status in _OPEN for key, label in known.items() if self._is_wanted(key)):
                 return False
         return True
 
-    async def _work(self, queue: asyncio.Queue[Label | None]) -> None:
+    def _is_wanted(self, key: str) -> bool:
+        return self._only is None or key in self._only
+
+    async def _work(self, job: Job, queue: asyncio.Queue[Label | None]) -> None:
         while (leased := await queue.get()) is not None:
-            await self._ask(leased)
+            await self._ask(job, leased)
             queue.task_done()
 
-    async def _ask(self, leased: Label) -> None:
+    async def _ask(self, job: Job, leased: Label) -> None:
         request = leased.request
         if not await self._purse.reserve(request):
             raise self._out_of_money()
         try:
-            completion = await self._client.chat(request, stream=False)
+            completion = await self._sender.send(request)
         except ApiError as error:
             self._purse.release(request)
             self._watch.failed(error)
             await self._record(leased.key, error)
         else:
-            self._watch.answered()
             cost_usd = self._purse.settle(request, completion.usage)
-            await self._record(leased.key, self._answer(completion, cost_usd))
-        spent = {"cost_usd": self._purse.spent_usd} if self._purse.has_prices else {}
-        self._progress.advance(1, **spent)
-
-    def _answer(self, completion: Completion, cost_usd: float | None) -> Answer:
-        response = whole_response(completion.text, completion.reasoning)
-        reading = read_response(response, completion.finish_reason, self._task)
-        usage = completion.usage
-        return Answer(
-            response=response,
-            reasoning=reading.reasoning,
-            answer=reading.answer,
-            finish_reason=completion.finish_reason,
-            prompt_tokens=usage.prompt_tokens if usage else None,
-            completion_tokens=usage.completion_tokens if usage else None,
-            cost_usd=cost_usd,
-            latency_s=completion.timing.e2e_s,
-        )
+            await self._record(leased.key, _answer(job, completion, cost_usd))
+        self._progress.advance(1)
 
     async def _record(self, key: str, outcome: Answer | ApiError) -> None:
         await self._in_thread(self._write, key, outcome)
@@ -209,6 +196,22 @@ class Dispatcher:
             f"the budget does not pay another request after ${self._purse.spent_usd:.6g}; "
             "what was answered is kept: raise budget_usd and run again to go on"
         )
+
+
+def _answer(job: Job, completion: Completion, cost_usd: float | None) -> Answer:
+    response = whole_response(completion.text, completion.reasoning)
+    reading = job.read(response, completion.finish_reason)
+    usage = completion.usage
+    return Answer(
+        response=response,
+        reasoning=reading.reasoning,
+        answer=reading.answer,
+        finish_reason=completion.finish_reason,
+        prompt_tokens=usage.prompt_tokens if usage else None,
+        completion_tokens=usage.completion_tokens if usage else None,
+        cost_usd=cost_usd,
+        latency_s=completion.timing.e2e_s,
+    )
 
 
 def _first_decant_error(group: BaseExceptionGroup[BaseException]) -> DecantError | None:

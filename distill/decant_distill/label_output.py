@@ -1,16 +1,18 @@
 """The label file and its summary, read back from the store in dataset order: rows out = rows in x samples."""
 
 from collections import Counter
-from collections.abc import Iterator
-from itertools import islice
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from typing import Any
 
 from decant import store
 from decant.errors import DataError
+from decant.task import normal_answer
+from decant_distill.label_plan import Planned, asks_in, plan
 from decant_distill.label_requests import Ask, Job, Unaskable
-from decant_distill.labels import BAD_ROW, Label, read_response
-
-_CHUNK = 500
+from decant_distill.label_votes import count_votes
+from decant_distill.labels import BAD_ROW, Label
+from decant_distill.verifiers import Statement, Verifier, verdicts
 
 
 class Tally:
@@ -23,6 +25,8 @@ class Tally:
         self.prompt_tokens = 0
         self.completion_tokens = 0
         self.cost_usd: float | None = None
+        self.checks: dict[str, Counter[str]] = {}
+        self.redacted: Counter[str] = Counter()
         self._seen: set[bytes] = set()
 
     def add(self, label: Label) -> None:
@@ -32,9 +36,13 @@ class Tally:
             self.done += 1
         else:
             self.by_error[label.error_class or "unknown"] += 1
+        for name, passed in (label.checks or {}).items():
+            outcome = "not_applicable" if passed is None else "passed" if passed else "failed"
+            self.checks.setdefault(name, Counter())[outcome] += 1
         if label.key is None or (key := bytes.fromhex(label.key)) in self._seen:
             return
         self._seen.add(key)
+        self.redacted.update(label.redacted or {})
         self.prompt_tokens += label.prompt_tokens or 0
         self.completion_tokens += label.completion_tokens or 0
         if label.cost_usd is not None:
@@ -49,67 +57,107 @@ class Tally:
             "by_error": dict(self.by_error.most_common()),
             "tokens": {"prompt": self.prompt_tokens, "completion": self.completion_tokens},
             "cost_usd": self.cost_usd,
+            **(
+                {"checks": {name: dict(counts) for name, counts in self.checks.items()}}
+                if self.checks
+                else {}
+            ),
+            **({"redacted": dict(self.redacted)} if self.redacted else {}),
         }
 
 
-def read_back(
-    job: Job, requests: store.RequestStore, *, drop_gold: bool, tally: Tally
-) -> Iterator[dict[str, Any]]:
-    """Every row and sample of the dataset as a line of the label file."""
-    items = iter(job)
-    while chunk := list(islice(items, _CHUNK)):
-        known = requests.get_many(item.key for item in chunk if isinstance(item, Ask))
-        for item in chunk:
-            label = (
-                _unasked(item, job) if isinstance(item, Unaskable) else _label(item, known, job, drop_gold)
-            )
-            tally.add(label)
-            yield label.to_fields()
+class Reader:
+    """Reads a job's labels back, and has them verified."""
+
+    def __init__(self, job: Job, verifiers: Mapping[str, Verifier], *, drop_gold: bool) -> None:
+        self._job = job
+        self._verifiers = verifiers
+        self._drop_gold = drop_gold
+        self._template = job.template
+
+    def read_back(self, requests: store.RequestStore, *, tally: Tally) -> Iterator[dict[str, Any]]:
+        """Every row and sample of the dataset as a line of the label file."""
+        for chunk in plan(self._job, requests.get_many):
+            known = requests.get_many(ask.key for ask in asks_in(chunk))
+            for planned in chunk:
+                for label in self._labels(planned, known):
+                    tally.add(label)
+                    yield label.to_fields()
+
+    def _labels(self, planned: Planned, known: Mapping[str, store.Label]) -> list[Label]:
+        if isinstance(planned.row, Unaskable):
+            samples = range(self._job.sampling.samples)
+            return [_unasked(planned.row, sample, self._job) for sample in samples]
+        labels = [self._label(ask, known) for ask in planned.asks]
+        return _with_votes(labels) if self._job.sampling.max_samples is not None else labels
+
+    def _label(self, ask: Ask, known: Mapping[str, store.Label]) -> Label:
+        job, question, stored = self._job, ask.question, known.get(ask.key)
+        if stored is None or stored.status in ("pending", "leased"):
+            raise DataError(f"{job.data}: line {question.line} changed while it was labeled; run again")
+        # Read anew from the response: a marker that was corrected since then needs no new answer.
+        reading = job.read(stored.response, stored.finish_reason) if stored.response is not None else None
+        label = Label(
+            id=question.row_id,
+            line=question.line,
+            sample=ask.sample,
+            key=ask.key,
+            prompt=question.messages,
+            status="done" if reading and reading.error_class is None else "failed",
+            teacher=job.teacher.model,
+            gold=None if self._drop_gold else question.gold,
+            group=question.group,
+            length=question.length,
+            response=stored.response,
+            reasoning=reading.reasoning if reading else None,
+            answer=reading.answer if reading else None,
+            finish_reason=stored.finish_reason,
+            prompt_tokens=stored.prompt_tokens,
+            completion_tokens=stored.completion_tokens,
+            cost_usd=stored.cost_usd,
+            latency_s=stored.latency_s,
+            error_class=reading.error_class if reading else stored.error_class,
+            error=reading.error if reading else stored.error,
+            template=self._template,
+            redacted=question.redacted,
+        )
+        return self._verified(label, question.gold)
+
+    def _verified(self, label: Label, gold: str | None) -> Label:
+        if not self._verifiers or label.answer is None:
+            return label
+        statement = Statement(
+            question=label.question, reasoning=label.reasoning, answer=label.answer, gold=gold
+        )
+        found = verdicts(self._verifiers, statement)
+        notes = {name: verdict.why for name, verdict in found.items() if verdict.passed is False}
+        checks = {name: verdict.passed for name, verdict in found.items()}
+        # Why an answer is not gold would say what gold is.
+        return replace(label, checks=checks, check_notes=None if self._drop_gold else notes or None)
 
 
-def _unasked(item: Unaskable, job: Job) -> Label:
+def _with_votes(labels: list[Label]) -> list[Label]:
+    votes = count_votes(label.answer for label in labels)
+    drawn = len(labels)
+    return [
+        replace(label, drawn=drawn)
+        if label.answer is None
+        else replace(
+            label, drawn=drawn, votes=(n := votes[normal_answer(label.answer)]), vote_share=n / drawn
+        )
+        for label in labels
+    ]
+
+
+def _unasked(row: Unaskable, sample: int, job: Job) -> Label:
     return Label(
-        id=item.row_id,
-        line=item.line,
-        sample=item.sample,
+        id=row.row_id,
+        line=row.line,
+        sample=sample,
         key=None,
         prompt=None,
         status="failed",
         teacher=job.teacher.model,
         error_class=BAD_ROW,
-        error=item.reason,
-    )
-
-
-def _label(ask: Ask, known: dict[str, store.Label], job: Job, drop_gold: bool) -> Label:
-    stored = known.get(ask.key)
-    if stored is None or stored.status in ("pending", "leased"):
-        raise DataError(f"{job.data}: line {ask.line} changed while it was labeled; run again")
-    # Read anew from the response: a marker that was corrected since then needs no new answer.
-    reading = (
-        read_response(stored.response, stored.finish_reason, job.task)
-        if stored.response is not None
-        else None
-    )
-    return Label(
-        id=ask.row_id,
-        line=ask.line,
-        sample=ask.sample,
-        key=ask.key,
-        prompt=ask.messages,
-        status="done" if reading and reading.error_class is None else "failed",
-        teacher=job.teacher.model,
-        gold=None if drop_gold else ask.gold,
-        group=ask.group,
-        length=ask.length,
-        response=stored.response,
-        reasoning=reading.reasoning if reading else None,
-        answer=reading.answer if reading else None,
-        finish_reason=stored.finish_reason,
-        prompt_tokens=stored.prompt_tokens,
-        completion_tokens=stored.completion_tokens,
-        cost_usd=stored.cost_usd,
-        latency_s=stored.latency_s,
-        error_class=reading.error_class if reading else stored.error_class,
-        error=reading.error if reading else stored.error,
+        error=row.reason,
     )

@@ -2,8 +2,8 @@
 
 import hashlib
 import json
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -13,8 +13,12 @@ from decant.errors import DataError
 from decant.store import NewLabel
 from decant.task import Message, TaskConfig
 from decant.wire import canonical_json, request_key
+from decant_distill.label_answers import AnswersConfig, Reading, read_response
 
 _SEEDS = 2**31
+
+Redactor = Callable[[list[Message], str | None], tuple[list[Message], str | None, dict[str, int] | None]]
+"""Takes what is private out of the messages and the true answer; says how many of each kind it took."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -27,33 +31,43 @@ class Teacher:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Sampling:
-    """How the teacher draws its answers."""
+    """How the teacher draws its answers: `samples` for each row, up to `max_samples` while unsure."""
 
     samples: int
     temperature: float
     top_p: float | None
     seed: int | None
+    max_samples: int | None = None
+    confidence: float = 0.9
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Question:
+    """One row that can be asked, and what it says beside its prompt; `redacted` counts what was taken out."""
+
+    row_id: str
+    line: int
+    messages: list[Message]
+    gold: str | None
+    group: Any
+    length: Any
+    redacted: dict[str, int] | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Ask:
-    """One sample of one row: a request, and what the row says beside its prompt."""
+    """One sample of one row: a request."""
 
-    row_id: str
-    line: int
+    question: Question
     sample: int
     key: str
-    messages: list[Message]
     request: dict[str, Any]
-    gold: str | None
-    group: Any
-    length: Any
 
     def to_store(self, teacher: Teacher, prompt_version: str) -> NewLabel:
         """The store's row for this request."""
         return NewLabel(
             key=self.key,
-            row_id=self.row_id,
+            row_id=self.question.row_id,
             sample=self.sample,
             request=self.request,
             prompt_version=prompt_version,
@@ -63,11 +77,10 @@ class Ask:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Unaskable:
-    """One sample of a row that gives no request."""
+    """A row that gives no request."""
 
     row_id: str
     line: int
-    sample: int
     reason: str
 
 
@@ -80,38 +93,36 @@ class Job:
     teacher: Teacher
     sampling: Sampling
     limit: int | None
+    answers: AnswersConfig = field(default_factory=AnswersConfig)
+    redact: Redactor | None = None
 
-    def __iter__(self) -> Iterator[Ask | Unaskable]:
+    def __iter__(self) -> Iterator[Question | Unaskable]:
         for row in read_limited(self.data, self.limit):
-            yield from self._row_asks(row)
+            yield self._question(row)
 
     @property
     def prompt_version(self) -> str:
         """Names the template that the requests were made with."""
         template = [self.task.system, self.task.prompt, self.task.max_tokens]
+        if (named := self.template) is not None:
+            template.append(named)
         return hashlib.sha256(canonical_json(template)).hexdigest()[:12]
 
-    def _row_asks(self, row: Row | BadRow) -> Iterator[Ask | Unaskable]:
-        samples = range(self.sampling.samples)
-        try:
-            if isinstance(row, BadRow):
-                raise DataError(row.reason)
-            messages = self.task.messages(row.fields)
-            _check_unicode(row)
-        except DataError as error:
-            row_id = f"line-{row.line}" if isinstance(row, BadRow) else self.task.row_id(row.fields, row.line)
-            reason = f"line {row.line}: {error}"
-            yield from (Unaskable(row_id=row_id, line=row.line, sample=one, reason=reason) for one in samples)
-            return
-        for sample in samples:
-            yield self._ask(row, messages, sample)
+    @property
+    def template(self) -> str | None:
+        """The Jinja template's name and the hash of its text, where there is one."""
+        template = self.task.prompt_template()
+        return f"{template.name}@{template.version}" if template is not None else None
 
-    def _ask(self, row: Row, messages: list[Message], sample: int) -> Ask:
+    def ask(self, question: Question, sample: int) -> Ask:
+        """The request for one sample of a row."""
+        messages = question.messages
         request: dict[str, Any] = {
             "model": self.teacher.model,
             "messages": messages,
             "max_tokens": self.task.max_tokens,
             "temperature": self.sampling.temperature,
+            **self.answers.request_fields(),
         }
         if self.sampling.top_p is not None:
             request["top_p"] = self.sampling.top_p
@@ -120,16 +131,34 @@ class Job:
         key = request_key(
             model=self.teacher.model, revision=self.teacher.revision, request=request, sample_index=sample
         )
-        return Ask(
-            row_id=self.task.row_id(row.fields, row.line),
+        return Ask(question=question, sample=sample, key=key, request=request)
+
+    def read(self, response: str, finish_reason: str | None) -> Reading:
+        """What an answer says, by the form that the job asks for."""
+        return read_response(response, finish_reason, self.task, self.answers)
+
+    def _question(self, row: Row | BadRow) -> Question | Unaskable:
+        if isinstance(row, BadRow):
+            return Unaskable(
+                row_id=f"line-{row.line}", line=row.line, reason=f"line {row.line}: {row.reason}"
+            )
+        row_id = self.task.row_id(row.fields, row.line)
+        gold, redacted = self.task.gold(row.fields), None
+        try:
+            messages = self.task.messages(row.fields)
+            _check_unicode(row)
+        except DataError as error:
+            return Unaskable(row_id=row_id, line=row.line, reason=f"line {row.line}: {error}")
+        if self.redact is not None:
+            messages, gold, redacted = self.redact(messages, gold)
+        return Question(
+            row_id=row_id,
             line=row.line,
-            sample=sample,
-            key=key,
             messages=messages,
-            request=request,
-            gold=self.task.gold(row.fields),
+            gold=gold,
             group=row.fields.get(self.task.group_field),
             length=row.fields.get(self.task.length_field),
+            redacted=redacted,
         )
 
 

@@ -65,6 +65,7 @@ class Purse:
         assert prices is not None or budget_usd is None
         self.has_prices = prices is not None
         self.unmetered = 0
+        self.tokens = 0
         self._prices = prices or Prices()
         self._budget_usd = float("inf") if budget_usd is None else budget_usd
         self._settled_usd = paid_usd
@@ -109,6 +110,8 @@ class Purse:
         An answer whose usage the endpoint does not report is charged the worst case and counts as unmetered.
         """
         self.release(request)
+        if usage is not None:
+            self.tokens += usage.prompt_tokens + usage.completion_tokens
         if not self.has_prices:
             return None
         worst_usd = self._prices.worst_case_usd(request)

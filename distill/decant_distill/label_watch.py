@@ -22,14 +22,17 @@ class Watch:
         self._was_answered = True
         self._unreachable = self._refused = 0
 
-    def failed(self, error: ApiError) -> None:
-        """EndpointError when going on makes no sense.
-
-        A refused key, an unknown model or an empty account stops at once, before anything is spent.
-        An endpoint that cannot be reached, fails every request or refused all so far stops after a few.
-        """
+    def refused(self, error: ApiError) -> None:
+        """EndpointError after one try that shows that none will do: a bad key or model, an empty account."""
         if error.kind in ("auth", "not_found") or error.code in _FATAL_CODES:
             raise error
+
+    def failed(self, error: ApiError) -> None:
+        """EndpointError when going on after a request was given up makes no sense.
+
+        An endpoint that cannot be reached, fails every request or refused all so far stops after a few.
+        """
+        self.refused(error)
         if error.kind in _UNREACHABLE:
             self._unreachable += 1
         else:

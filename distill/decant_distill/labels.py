@@ -7,13 +7,10 @@ from typing import Any, Literal, Self, get_args
 
 from decant.dataset import BadRow, read_rows
 from decant.errors import DataError
-from decant.task import Message, TaskConfig, parse_response
+from decant.task import Message
 
 LabelStatus = Literal["done", "failed"]
 
-# Error classes of answers that came and cannot be used; the others name what kept an answer from coming.
-CUT = "length"
-NO_ANSWER = "no_answer"
 BAD_ROW = "bad_row"
 
 
@@ -22,7 +19,8 @@ class Label:
     """What the teacher gave for one sample of one row; a failed one says why in `error_class` and `error`.
 
     `key` names the request in the store, `line` the row in the dataset. Rows that never became a request have
-    neither key nor prompt.
+    neither key nor prompt. `votes` of the `drawn` samples gave this answer. `checks` is what each verifier
+    said, None where it did not apply; `check_notes` say why one failed. `redacted` counts by kind.
     """
 
     id: str
@@ -45,12 +43,18 @@ class Label:
     latency_s: float | None = None
     error_class: str | None = None
     error: str | None = None
+    template: str | None = None
+    drawn: int | None = None
+    votes: int | None = None
+    vote_share: float | None = None
+    checks: dict[str, bool | None] | None = None
+    check_notes: dict[str, str] | None = None
+    redacted: dict[str, int] | None = None
 
     def to_fields(self) -> dict[str, Any]:
-        """The line's JSON object; gold, group and length only where the row has them."""
-        optional = ("gold", "group", "length")
+        """The line's JSON object; what only some jobs or rows have stands there where it is."""
         return {
-            name: value for name, value in asdict(self).items() if name not in optional or value is not None
+            name: value for name, value in asdict(self).items() if name not in _OPTIONAL or value is not None
         }
 
     @classmethod
@@ -75,35 +79,6 @@ class Label:
         return self.prompt[-1]["content"] if self.prompt else ""
 
 
-@dataclass(frozen=True, slots=True)
-class Reading:
-    """What an answer says, and why it is no label if it is none."""
-
-    reasoning: str | None
-    answer: str | None
-    error_class: str | None = None
-    error: str | None = None
-
-
-def whole_response(text: str, reasoning: str | None) -> str:
-    """One text for an answer whose reasoning came in a field of its own: it stands in front as `<think>`."""
-    return f"<think>{reasoning}</think>{text}" if reasoning else text
-
-
-def read_response(response: str, finish_reason: str | None, task: TaskConfig) -> Reading:
-    """Splits an answer. One that did not end by itself is no label, whatever it says: it may lack its end."""
-    parsed = parse_response(response, marker=task.answer_marker)
-    if finish_reason == CUT:
-        error = f"finish_reason=length: cut at max_tokens = {task.max_tokens}"
-        return Reading(parsed.reasoning, None, CUT, error)
-    if finish_reason != "stop":
-        ended = finish_reason or "unfinished"
-        return Reading(parsed.reasoning, None, ended, f"finish_reason={finish_reason}: no whole answer")
-    if parsed.answer is None:
-        return Reading(parsed.reasoning, None, NO_ANSWER, f"no {task.answer_marker!r} in the answer")
-    return Reading(parsed.reasoning, parsed.answer)
-
-
 def read_labels(path: Path) -> Iterator[tuple[int, Label | BadRow]]:
     """The labels of a file with their line numbers; a line that holds none is a BadRow."""
     for row in read_rows(path):
@@ -116,6 +91,20 @@ def read_labels(path: Path) -> Iterator[tuple[int, Label | BadRow]]:
             yield row.line, BadRow(row.line, str(error), str(row.fields)[:200])
 
 
+_OPTIONAL = frozenset(
+    {
+        "gold",
+        "group",
+        "length",
+        "template",
+        "drawn",
+        "votes",
+        "vote_share",
+        "checks",
+        "check_notes",
+        "redacted",
+    }
+)
 _ABSENT: dict[str, Any] = {"line": 0, "key": None, "prompt": None, "teacher": ""}
 
 

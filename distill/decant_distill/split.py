@@ -1,13 +1,14 @@
 """`decant split`: a dataset into parts, by a hash of each row's text, so that equal texts stay together."""
 
 import hashlib
+import json
 from collections.abc import Mapping
 from typing import Annotated, ClassVar, Self
 
 from pydantic import Field, model_validator
 
 from decant.config import Config, InputPath, OutputPath
-from decant.dataset import BadRow, read_rows
+from decant.dataset import TABLE_SUFFIXES, BadRow, Row, read_rows
 from decant.errors import DataError
 from decant.files import folder_aside
 from decant.task import TaskConfig
@@ -20,7 +21,7 @@ class SplitConfig(Config):
 
     positional: ClassVar[tuple[str, ...]] = ("data",)
 
-    data: InputPath = Field(description="dataset (JSONL)")
+    data: InputPath = Field(description="dataset (JSONL, CSV, TSV or Parquet)")
     output: OutputPath = Field(description="folder that gets one NAME.jsonl per part")
     parts: dict[str, Annotated[float, Field(gt=0, lt=1)]] = Field(
         default_factory=lambda: {"train": 0.9, "test": 0.1},
@@ -53,15 +54,26 @@ def run(config: SplitConfig) -> None:
 
 def _assign(config: SplitConfig) -> dict[str, list[bytes]]:
     parts: dict[str, list[bytes]] = {name: [] for name in config.parts}
-    raw = config.data.read_bytes().splitlines(keepends=True) if config.data.is_file() else []
+    first = next(iter(parts))
+    is_table = config.data.suffix.lower() in TABLE_SUFFIXES
+    raw = [] if is_table or not config.data.is_file() else config.data.read_bytes().splitlines(keepends=True)
     for row in read_rows(config.data, required=config.task.prompt_fields()):
-        line = raw[row.line - 1].rstrip(b"\r\n") + b"\n"
-        if isinstance(row, BadRow):
-            parts[next(iter(parts))].append(line)
+        part = first if isinstance(row, BadRow) else _part(row, config) or first
+        if not is_table:
+            line = raw[row.line - 1].rstrip(b"\r\n")
         else:
-            text = config.task.prompt.format(**row.fields)
-            parts[part_of(text, config.parts, seed=config.seed)].append(line)
+            line = (
+                row.text if isinstance(row, BadRow) else json.dumps(row.fields, ensure_ascii=False)
+            ).encode()
+        parts[part].append(line + b"\n")
     return parts
+
+
+def _part(row: Row, config: SplitConfig) -> str | None:
+    try:
+        return part_of(config.task.user_text(row.fields), config.parts, seed=config.seed)
+    except DataError:
+        return None
 
 
 def part_of(text: str, parts: Mapping[str, float], *, seed: int) -> str:

@@ -1,5 +1,6 @@
 """A bad line is kept with its number and reason; the rest goes on."""
 
+import importlib.util
 from pathlib import Path
 
 import pytest
@@ -30,3 +31,43 @@ def test_where_no_bad_line_is_allowed_the_first_is_named(tmp_path: Path) -> None
 def test_a_file_that_is_not_there_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="cannot read the dataset"):
         list(read_rows(tmp_path / "none.jsonl"))
+
+
+def test_csv_rows_have_a_header_and_bad_ones_are_numbered(tmp_path: Path) -> None:
+    file = tmp_path / "a.csv"
+    file.write_bytes(b'\xef\xbb\xbfid,text\n1,"two\nlines"\n2\n3,\xff\n\n4,caf\xc3\xa9\n')
+    rows = list(read_rows(file, required=["text"]))
+    assert [(row.line, row.fields) for row in rows if isinstance(row, Row)] == [
+        (2, {"id": "1", "text": "two\nlines"}),
+        (7, {"id": "4", "text": "café"}),
+    ]
+    assert [(row.line, row.reason) for row in rows if isinstance(row, BadRow)] == [
+        (4, "1 cells under 2 column names"),
+        (5, "not UTF-8"),
+    ]
+
+
+def test_a_tsv_without_the_field_says_so(tmp_path: Path) -> None:
+    file = tmp_path / "a.tsv"
+    file.write_text("id\tbody\n1\tx, y\n")
+    (row,) = read_rows(file, required=["text"])
+    assert row == BadRow(2, "lacks the field text", "1,x, y")
+
+
+def test_a_header_with_a_repeated_name_is_an_error(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text("id,id\n1,2\n")
+    with pytest.raises(DataError, match="name each column once"):
+        list(read_rows(tmp_path / "a.csv"))
+
+
+@pytest.mark.skipif(importlib.util.find_spec("pyarrow") is not None, reason="pyarrow is installed")
+def test_parquet_without_pyarrow_says_what_to_install(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="pip install pyarrow"):
+        list(read_rows(tmp_path / "a.parquet"))
+
+
+def test_parquet_is_read_where_pyarrow_is(tmp_path: Path) -> None:
+    pyarrow = pytest.importorskip("pyarrow")
+    parquet = pytest.importorskip("pyarrow.parquet")
+    parquet.write_table(pyarrow.table({"text": ["a", "b"]}), tmp_path / "a.parquet")
+    assert list(read_rows(tmp_path / "a.parquet")) == [Row(1, {"text": "a"}), Row(2, {"text": "b"})]

@@ -1,5 +1,7 @@
 """From a row to a request, and from a response to reasoning and answer."""
 
+from pathlib import Path
+
 import pytest
 
 from decant.config import load_config
@@ -57,3 +59,59 @@ def test_what_is_composed_parses_back(placement: str) -> None:
 def test_answers_are_compared_by_meaning_of_case_and_space() -> None:
     assert same_answer(" Gnu-R.", "gnu-r")
     assert not same_answer("1", "10")
+
+
+def test_a_shipped_template_renders_the_row_and_the_constants() -> None:
+    task = TaskConfig(template="classify", values={"labels": ["spam", "ham"]})
+    assert task.prompt_fields() == ["text"]
+    (message,) = task.messages({"text": "Buy {{ 7 * 6 }} now"})
+    assert "- spam\n- ham\n" in message["content"]
+    assert "Buy {{ 7 * 6 }} now" in message["content"]
+    assert message["content"].endswith("Answer: and the label, spelled as in the list.")
+
+
+@pytest.mark.parametrize("fields", [{"question": "Why?"}, {"question": "Why?", "context": "Because."}])
+def test_a_field_that_the_template_asks_after_may_be_absent(fields: dict[str, str]) -> None:
+    content = TaskConfig(template="answer").messages(fields)[0]["content"]
+    assert ("Rely on the context" in content) == ("context" in fields)
+
+
+def test_a_row_wins_over_the_constants_and_a_missing_field_is_named(tmp_path: Path) -> None:
+    file = tmp_path / "own.jinja"
+    file.write_text("{{ tone }}: {{ text }}")
+    task = TaskConfig(template_file=file, values={"tone": "calm"})
+    assert task.messages({"text": "a", "tone": "loud"})[0]["content"] == "loud: a"
+    with pytest.raises(DataError, match="lacks the field text"):
+        task.messages({"tone": "loud"})
+
+
+@pytest.mark.parametrize("text", ["{{ text.__class__.__mro__ }}", "{{ text / 0 }}", "{{ [].append(text) }}"])
+def test_what_a_template_may_not_do_is_a_row_that_fails(text: str, tmp_path: Path) -> None:
+    (tmp_path / "own.jinja").write_text(text)
+    with pytest.raises(DataError, match="template own"):
+        TaskConfig(template_file=tmp_path / "own.jinja").messages({"text": "x"})
+
+
+def test_a_broken_template_is_one_line_with_its_place(tmp_path: Path) -> None:
+    (tmp_path / "own.jinja").write_text("fine\n{% if %}")
+    with pytest.raises(ConfigError, match=r"own\.jinja:2: not a template"):
+        TaskConfig(template_file=tmp_path / "own.jinja").prompt_fields()
+
+
+@pytest.mark.parametrize(
+    "values", [{"template": "classify", "prompt": "{x}"}, {"values": {"a": 1}}, {"template": "poem"}]
+)
+def test_prompts_that_contradict_each_other_are_refused(values: dict[str, object]) -> None:
+    with pytest.raises(ConfigError):
+        load_config(TaskConfig, values=values)
+
+
+def test_a_changed_template_has_another_version(tmp_path: Path) -> None:
+    versions: set[str] = set()
+    for text in ("{{ text }}", "{{ text }}!"):
+        file = tmp_path / f"{len(text)}.jinja"
+        file.write_text(text)
+        template = TaskConfig(template_file=file).prompt_template()
+        assert template is not None
+        versions.add(template.version)
+    assert len(versions) == 2

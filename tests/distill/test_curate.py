@@ -8,7 +8,8 @@ import pytest
 
 from decant.config import load_config
 from decant.errors import DataError
-from decant_distill.curate import CurateConfig, question_digest, run
+from decant_distill.curate import CurateConfig, run
+from decant_distill.curate_survey import question_digest
 
 
 def label(prompt: str, sample: int, answer: str | None, **changes: Any) -> dict[str, Any]:

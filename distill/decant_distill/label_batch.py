@@ -1,0 +1,127 @@
+"""The same job through a provider's Batch API: requests out as JSONL, results in, in whatever order.
+
+The format is OpenAI's: a request has `custom_id`, `method`, `url` and `body`, a result `custom_id` with
+`response` or `error`. The `custom_id` is the request's key in the store: nothing is matched by its place.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from decant.dataset import BadRow, read_rows
+from decant.errors import DataError, StageError
+from decant.files import write_jsonl
+from decant.store import Answer, Label, RequestStore
+from decant.wire import ChatResponse, parse_error
+from decant_distill.label_answers import whole_response
+from decant_distill.label_plan import asks_in, plan
+from decant_distill.label_requests import Job
+from decant_distill.label_spend import Prices
+
+_URL = "/v1/chat/completions"
+_ERROR_CHARACTERS = 500
+_OPEN = ("pending", "leased")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Taken:
+    """What came of a result file; `strangers` are results of no request in the store."""
+
+    answered: int = 0
+    failed: int = 0
+    strangers: int = 0
+    unreadable: int = 0
+
+    def describe(self) -> str:
+        """One line for people."""
+        return (
+            f"{self.answered} answers taken, {self.failed} requests failed, "
+            f"{self.strangers} results of other jobs, {self.unreadable} lines unreadable"
+        )
+
+
+def write_requests(
+    job: Job, store: RequestStore, path: Path, *, prices: Prices | None, left_usd: float | None
+) -> int:
+    """Writes the job's open requests as one batch and returns how many there are.
+
+    StageError when the worst case of the whole batch is more than `left_usd`: a batch cannot be stopped.
+    """
+    worst_usd = 0.0
+    if prices is not None and left_usd is not None:
+        worst_usd = sum(prices.worst_case_usd(label.request) for label in _open(job, store))
+        if worst_usd > left_usd:
+            raise StageError(
+                f"the batch may cost up to ${worst_usd:.4g} and ${left_usd:.4g} of the budget is left; "
+                "raise budget_usd, lower max_tokens, or label fewer rows with limit"
+            )
+    rows = (
+        {"custom_id": label.key, "method": "POST", "url": _URL, "body": label.request}
+        for label in _open(job, store)
+    )
+    return write_jsonl(path, rows)
+
+
+def take_results(job: Job, store: RequestStore, path: Path, *, prices: Prices | None) -> Taken:
+    """Records every result of a batch; one that is there already stays, so that a file may be taken twice."""
+    counts = dict.fromkeys(("answered", "failed", "strangers", "unreadable"), 0)
+    for row in read_rows(path):
+        counts[_take(job, store, row.fields, prices) if not isinstance(row, BadRow) else "unreadable"] += 1
+    if not counts["answered"] + counts["failed"]:
+        raise DataError(f"{path}: no result of this job; is it the output file of its batch?")
+    return Taken(**counts)
+
+
+def _open(job: Job, store: RequestStore) -> Iterator[Label]:
+    seen: set[bytes] = set()
+    for chunk in plan(job, store.get_many):
+        known = store.get_many(ask.key for ask in asks_in(chunk))
+        for key in dict.fromkeys(ask.key for ask in asks_in(chunk)):
+            label = known.get(key)
+            if label is not None and label.status in _OPEN and bytes.fromhex(key) not in seen:
+                seen.add(bytes.fromhex(key))
+                yield label
+
+
+def _take(job: Job, store: RequestStore, result: dict[str, Any], prices: Prices | None) -> str:
+    key = str(result.get("custom_id"))
+    label = store.get_many([key]).get(key)
+    if label is None:
+        return "strangers"
+    if label.status == "done":
+        return "answered"
+    response: dict[str, Any] = result.get("response") or {}
+    if result.get("error") or response.get("status_code") != 200:
+        found = parse_error(result) or parse_error(response.get("body"))
+        words = found.message if found else f"HTTP {response.get('status_code')}"
+        kind = "batch_error" if result.get("error") else "bad_request"
+        store.fail(key, kind, words[:_ERROR_CHARACTERS], retryable=False)
+        return "failed"
+    try:
+        answer = _answer(job, ChatResponse.model_validate(response.get("body")), label, prices)
+    except ValidationError as error:
+        store.fail(key, "bad_response", f"not a chat answer ({error.error_count()} faults)", retryable=False)
+        return "failed"
+    store.finish(key, answer)
+    return "answered"
+
+
+def _answer(job: Job, whole: ChatResponse, label: Label, prices: Prices | None) -> Answer:
+    choice, usage = whole.choices[0], whole.usage
+    response = whole_response(choice.message.content or "", choice.message.reasoning_text)
+    reading = job.read(response, choice.finish_reason)
+    cost_usd = None
+    if prices is not None:
+        cost_usd = prices.tokens_usd(usage) if usage else prices.worst_case_usd(label.request)
+    return Answer(
+        response=response,
+        reasoning=reading.reasoning,
+        answer=reading.answer,
+        finish_reason=choice.finish_reason,
+        prompt_tokens=usage.prompt_tokens if usage else None,
+        completion_tokens=usage.completion_tokens if usage else None,
+        cost_usd=cost_usd,
+    )
