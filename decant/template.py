@@ -71,13 +71,9 @@ def _load(path: Path, _changed_ns: int) -> PromptTemplate:
 
 @lru_cache(maxsize=1)
 def _environment() -> "jinja2.Environment":
-    try:
-        import jinja2
-        from jinja2.sandbox import ImmutableSandboxedEnvironment
-    except ImportError:
-        raise ConfigError(
-            "jinja2, which prompt templates need, is not installed; pip install jinja2"
-        ) from None
+    import jinja2
+    from jinja2.sandbox import ImmutableSandboxedEnvironment
+
     return ImmutableSandboxedEnvironment(
         undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True, autoescape=False
     )

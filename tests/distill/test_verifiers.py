@@ -101,6 +101,8 @@ def test_json_answers_are_held_to_their_schema() -> None:
         ({"anyOf": [{"type": "string"}, {"maximum": 3}]}, 2, 4),
         ({"oneOf": [{"minimum": 1}, {"maximum": 3}]}, 4, 2),
         ({"allOf": [{"minimum": 1}, {"exclusiveMaximum": 3}]}, 2, 3),
+        ({"items": {"format": "date"}}, ["2026-01-31"], ["31.1."]),
+        ({"$ref": "#/$defs/n", "$defs": {"n": {"type": "number"}}}, 1, "1"),
     ],
 )
 def test_the_keywords_of_a_schema_hold(schema: dict[str, Any], good: Any, bad: Any) -> None:
@@ -110,7 +112,7 @@ def test_the_keywords_of_a_schema_hold(schema: dict[str, Any], good: Any, bad: A
 
 
 @pytest.mark.parametrize(
-    "schema", [{"$ref": "#/x"}, {"type": "text"}, {"items": {"format": "date"}}, {"pattern": "("}, []]
+    "schema", [{"$ref": "#/x"}, {"$ref": "https://example.com/x"}, {"type": "text"}, {"pattern": "("}, []]
 )
 def test_a_schema_that_could_not_be_checked_is_refused(schema: Any) -> None:
     with pytest.raises(ConfigError):

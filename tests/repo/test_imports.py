@@ -5,9 +5,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-BASE_LIBRARIES = {"decant", "httpx", "numpy", "pydantic", "pydantic_core", "rich", "sqlalchemy"}
-# Imported where it is needed and nowhere else; without it, a prompt template is an error that names it.
-OPTIONAL_LIBRARIES = {"decant/template.py": {"jinja2"}}
+BASE_LIBRARIES = {"decant", "httpx", "jinja2", "numpy", "pydantic", "pydantic_core", "rich", "sqlalchemy"}
 
 
 def test_the_import_contract_is_kept(repository: Path) -> None:
@@ -27,7 +25,7 @@ def test_the_core_imports_nothing_but_the_light_libraries(repository: Path) -> N
         f"{path.relative_to(repository)}: {library}"
         for path in (repository / "decant").rglob("*.py")
         for library in _libraries(path)
-        if library not in allowed | OPTIONAL_LIBRARIES.get(path.relative_to(repository).as_posix(), set())
+        if library not in allowed
     }
     assert not strangers
 
