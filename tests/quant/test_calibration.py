@@ -24,7 +24,7 @@ def asked(count: int, *, start: int = 0) -> list[dict[str, Any]]:
 
 def choose(model: Path, dataset: Path, **settings: Any) -> ChosenRows:
     values = {"rows": 8, "heldout_rows": 4, "max_tokens": 512, **settings}
-    return choose_rows(model, CalibrationConfig(dataset=dataset, **values), context=512)
+    return choose_rows(model, CalibrationConfig.model_validate({"dataset": dataset, **values}), context=512)
 
 
 def test_rows_go_through_the_chat_template_and_know_where_their_answer_starts(

@@ -1,10 +1,12 @@
-"""`--method gptq` end to end: the bundled teacher, the families, what is refused, and a run that was killed."""
+"""`--method gptq` end to end: the bundled teacher, the families, refusals, and runs that were killed."""
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,7 +16,7 @@ import safetensors.torch
 import torch
 import transformers
 
-from decant.artifact import read_manifest, verify_files
+from decant.artifact import read_manifest, verify_files, write_manifest
 from decant.errors import DecantError, ParityError, QuantizeError
 from decant_quant.method import build_method
 from decant_quant.methods.gptq.decoder import build_decoder
@@ -24,7 +26,7 @@ from decant_quant.methods.gptq.reader import open_gptq
 from decant_quant.options import CalibrationConfig, GptqConfig, Options
 from decant_quant.quantize import QuantizeConfig, run
 
-WORDS = "kettle street breakfast sings seven train window garden letter morning".split()
+WORDS = ("kettle", "street", "breakfast", "sings", "seven", "train", "window", "garden", "letter", "morning")
 
 
 @pytest.fixture(scope="session")
@@ -64,7 +66,7 @@ def config(model: Path, dataset: Path, **gptq: Any) -> QuantizeConfig:
         model=model,
         output=dataset.parent / "quantized",
         method="gptq",
-        gptq=GptqConfig(**{"group_size": 32, **gptq}),
+        gptq=GptqConfig.model_validate({"group_size": 32, **gptq}),
         calibration=CalibrationConfig(dataset=dataset, rows=16, heldout_rows=6, max_tokens=512),
     )
 
@@ -107,7 +109,7 @@ def test_what_was_measured_is_what_transformers_says_of_the_restored_weights(
     settings = config(teacher, problems)
     run(settings)
     restored = problems.parent / "restored"
-    (restored).mkdir()
+    restored.mkdir()
     build_method("dequantize:F32").prepare(settings.output).write(restored)
     models = [
         transformers.AutoModelForCausalLM.from_pretrained(f, dtype=torch.float32) for f in (teacher, restored)
@@ -173,7 +175,6 @@ def test_layer_by_layer_is_the_model_itself(
     tmp_path: Path, tiny: Any, family: str, changes: dict[str, Any]
 ) -> None:
     model = tiny.save(tmp_path / "model", family, tiny.tokenizer(), **changes)
-    prepared: Any = build_method("dequantize:F32")
     decoder = build_decoder(tmp_path / "model", FAMILIES[f"{family}ForCausalLM"], "cpu")
     stored = weights(tmp_path / "model")
     rows = [(40, 41, 42, 43, 44, 45, 46), (50, 51, 52), (60, 61, 62, 63, 64, 65, 66)]
@@ -186,7 +187,6 @@ def test_layer_by_layer_is_the_model_itself(
             expected = model(torch.tensor([row])).logits[0]
             found = torch.cat([parts[0] for _, parts in decoder.logits([source], [hidden])])
         torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-4)
-    assert prepared is not None
 
 
 @pytest.mark.parametrize("family", ["Llama", "Mistral", "Qwen2", "Qwen3"])
@@ -199,7 +199,7 @@ def test_every_family_is_quantized_and_restored(
     (tmp_path / "restored").mkdir()
     build_method("dequantize:F32").prepare(settings.output).write(tmp_path / "restored")
     restored = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "restored", dtype=torch.float32)
-    for (name, before), after in zip(model.named_parameters(), restored.parameters(), strict=True):
+    for (name, before), after in zip(model.state_dict().items(), restored.state_dict().values(), strict=True):
         torch.testing.assert_close(
             after, before.float(), atol=0.02 * float(before.abs().max()), rtol=0, msg=name
         )
@@ -224,14 +224,12 @@ def test_restoring_gives_exactly_the_quantized_weights(model_folder: Path, sente
     assert all(torch.equal(stored[name], tensor) for name, tensor in opened.read(opened.names).items())
     name = "model.layers.0.self_attn.q_proj"
     packed = weights(settings.output)
-    code = packed[f"{name}.qweight"][0, 5].item() >> 8 & 15
-    zero = (packed[f"{name}.qzeros"][0, 0].item() >> 20 & 15) + 1
+    code = int(packed[f"{name}.qweight"][0, 5]) >> 8 & 15
+    zero = (int(packed[f"{name}.qzeros"][0, 0]) >> 20 & 15) + 1
     assert stored[f"{name}.weight"][5, 2].item() == float(packed[f"{name}.scales"][0, 5]) * (code - zero)
 
 
-def test_plain_weights_are_served_and_the_gptq_format_is_refused_in_one_line(
-    teacher: Path, problems: Path
-) -> None:
+def test_restored_weights_are_served_with_the_golden_answers(teacher: Path, problems: Path) -> None:
     settings = config(teacher, problems)
     run(settings)
     restored = problems.parent / "restored"
@@ -239,22 +237,23 @@ def test_plain_weights_are_served_and_the_gptq_format_is_refused_in_one_line(
     manifest = verify_files(restored)
     assert (manifest.kind, manifest.method) == ("hf", "dequantize:F16")
     assert manifest.golden == read_manifest(teacher).golden
-    command = [sys.executable, "-m", "decant", "serve", str(settings.output), "--check-only"]
-    refused = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert refused.returncode == 2
-    assert "is in the GPTQ format" in refused.stderr.splitlines()[-1]
-    assert "--method dequantize:F16" in refused.stderr.splitlines()[-1]
 
 
-def test_other_answers_to_golden_prompts_are_refused(
-    teacher: Path, problems: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Calibrated on noise with one scale per row, the teacher no longer counts."""
-    noise = problems.parent / "noise.jsonl"
-    noise.write_text("".join(json.dumps({"text": f"the the the {i}"}) + "\n" for i in range(30)))
-    with pytest.raises(ParityError, match="golden prompts are answered otherwise .* calibrate on rows"):
-        run(config(teacher, noise, group_size=-1, damping=0.9))
-    assert not (problems.parent / "quantized").exists()
+def test_other_answers_to_golden_prompts_are_refused(teacher: Path, problems: Path) -> None:
+    """A teacher whose weights were blurred after it had recorded its answers."""
+    blurred = problems.parent / "blurred"
+    shutil.copytree(teacher, blurred)
+    stored = weights(blurred)
+    for layer in range(4):
+        name = f"model.layers.{layer}.self_attn.v_proj.weight"
+        noise = torch.randn(stored[name].shape, generator=torch.Generator().manual_seed(layer))
+        stored[name] = (stored[name] + noise * stored[name].float().std()).bfloat16()
+    safetensors.torch.save_file(stored, blurred / "model.safetensors", metadata={"format": "pt"})
+    golden = read_manifest(teacher).golden
+    write_manifest(blurred, name="blurred", kind="hf", method="scratch", golden=golden)
+    with pytest.raises(ParityError, match=r"golden prompts are answered otherwise .* calibrate on rows"):
+        run(config(blurred, problems))
+    assert not list(problems.parent.glob("*quantized*"))
 
 
 @pytest.mark.parametrize(
@@ -265,7 +264,7 @@ def test_other_answers_to_golden_prompts_are_refused(
         ({"num_hidden_layers": 1}, {}, "9 tensors are unknown"),
         ({"intermediate_size": 96}, {"group_size": -1}, r"by config\.json \[96, 64\]"),
         ({"quantization_config": {"bits": 4}}, {}, "already quantized"),
-        ({}, {"group_size": 128}, r"o_proj.* has 64 inputs, .*\(32, 64, -1\)"),
+        ({}, {"group_size": 128}, r"gate_proj\.weight has 64 inputs, .*\(32, 64, -1\)"),
         ({}, {"device": "cuda"}, "finds no GPU here"),
     ],
 )
@@ -365,7 +364,7 @@ def test_a_process_killed_outright_goes_on_and_ends_with_the_same_bytes(
     child = subprocess.Popen([*command, "--output", str(output)], stderr=subprocess.DEVNULL)
     record = problems.parent / ".killed.layers" / "layer-00001.json"
     while child.poll() is None and not record.is_file():
-        pass
+        time.sleep(0.01)
     os.kill(child.pid, signal.SIGKILL)
     assert child.wait() == -signal.SIGKILL
     assert not output.exists()

@@ -79,7 +79,8 @@ def load_tokenizer(folder: Path) -> Any:
     except ImportError:
         raise MissingExtraError("transformers", "transformers") from None
     try:
-        return AutoTokenizer.from_pretrained(folder, local_files_only=True)
+        # transformers loads its names lazily, where a type checker cannot see them.
+        return cast("Any", AutoTokenizer).from_pretrained(folder, local_files_only=True)
     except (OSError, ValueError, KeyError) as error:
         raise QuantizeError(
             f"{folder}: its tokenizer cannot be read ({error}); copy the folder again"
@@ -178,11 +179,11 @@ def _token_row(path: Path, row: Row, tokenizer: Any) -> TokenRow:
     prompt = _rendered(tokenizer, asked, where=where, opens_answer=True)
     prompt_ids: list[int] = tokenizer(prompt, add_special_tokens=False)["input_ids"]
     if not answered:
-        return TokenRow(tuple(prompt_ids), 1, _digest(repr(asked)), where)
+        return TokenRow(tuple(prompt_ids), 1, _digest(_asked_text(asked)), where)
     whole = _rendered(tokenizer, [*asked, *answered], where=where, opens_answer=False)
     whole_ids: list[int] = tokenizer(whole, add_special_tokens=False)["input_ids"]
     is_prefix = whole_ids[: len(prompt_ids)] == prompt_ids and len(whole_ids) > len(prompt_ids)
-    return TokenRow(tuple(whole_ids), len(prompt_ids) if is_prefix else 1, _digest(repr(asked)), where)
+    return TokenRow(tuple(whole_ids), len(prompt_ids) if is_prefix else 1, _digest(_asked_text(asked)), where)
 
 
 def _messages(fields: dict[str, Any], where: str) -> tuple[list[dict[str, str]], list[dict[str, str]]]:
@@ -204,7 +205,7 @@ def _chat(value: Any, role: str, where: str) -> list[dict[str, str]]:
     items = cast("list[Any]", value) if isinstance(value, list) else [value]
     for item in items:
         if not isinstance(item, dict) or not {"role", "content"} <= set(cast("dict[str, Any]", item)):
-            raise DataError(f"{where}: a message must have a role and a content (got {str(item)[:60]})")
+            raise DataError(f"{where}: a message must have a role and a content (got {repr(value)[:60]})")
     return cast("list[dict[str, str]]", items)
 
 
@@ -215,6 +216,10 @@ def _rendered(tokenizer: Any, messages: list[dict[str, str]], *, where: str, ope
         return tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=opens_answer)
     except TemplateError as error:
         raise DataError(f"{where}: the model's chat template refuses it ({error}); mend the row") from None
+
+
+def _asked_text(messages: list[dict[str, str]]) -> str:
+    return "\n".join(f"{message['role']} {message['content']}" for message in messages)
 
 
 def _digest(text: str) -> str:

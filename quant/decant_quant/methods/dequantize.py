@@ -27,7 +27,7 @@ _DTYPES: Mapping[str, tuple[str, int]] = {
 }
 
 
-def build(variant: str, _: Options) -> "DequantizeMethod":
+def build(variant: str, _options: Options) -> "DequantizeMethod":
     """The method that writes `dequantize:<variant>`; it has no options."""
     return DequantizeMethod(*_DTYPES[variant])
 

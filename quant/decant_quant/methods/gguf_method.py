@@ -64,10 +64,10 @@ class GgufMethod:
         )
 
 
-def build(variant: str, _: Options) -> GgufMethod:
+def build(variant: str, _options: Options) -> GgufMethod:
     """The method that writes `gguf:<variant>`; it has no options."""
     try:
-        import gguf  # noqa: F401
+        import gguf as _  # noqa: F401
     except ImportError:
         raise MissingExtraError("gguf", "gguf") from None
     return GgufMethod(MIXES[variant])

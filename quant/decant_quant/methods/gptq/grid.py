@@ -1,3 +1,5 @@
+# torch leaves some of its types open.
+# pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
 """The grid of a group of weights: its scale and zero point, chosen by the error that they leave.
 
 Shapes: g columns of one group, O outputs; a grid is per output. A weight is scale * (code - zero).
