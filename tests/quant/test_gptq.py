@@ -153,6 +153,19 @@ def test_the_checkpoint_is_in_the_standard_format(
     assert set(index) == set(stored)
 
 
+@pytest.mark.parametrize("group_size", [32, 64, -1])
+def test_it_says_what_it_will_need_on_disk_and_writes_no_more(
+    model_folder: Path, sentences: Path, group_size: int
+) -> None:
+    settings = config(model_folder, sentences, group_size=group_size)
+    prepared = build_method("gptq", Options(settings.gptq, settings.calibration)).prepare(model_folder)
+    folder = sentences.parent / "aside"
+    folder.mkdir()
+    prepared.write(folder)
+    written = sum(path.stat().st_size for path in folder.glob("*.safetensors"))
+    assert written <= prepared.size_bytes < 2.5 * written
+
+
 def test_more_bits_lose_less(model_folder: Path, sentences: Path) -> None:
     lost: list[float] = []
     for bits in (4, 8):
