@@ -226,9 +226,14 @@ def test_a_tied_head_stays_with_the_embedding(tmp_path: Path, sentences: Path, t
     assert not any(name.startswith("lm_head") for name in stored)
 
 
-def test_restoring_gives_exactly_the_quantized_weights(model_folder: Path, sentences: Path) -> None:
-    settings = config(model_folder, sentences, sym=False)
+@pytest.mark.parametrize(("sym", "layout", "offset"), [(True, "gptq", 1), (False, "gptq_v2", 0)])
+def test_restoring_gives_exactly_the_quantized_weights(
+    model_folder: Path, sentences: Path, sym: bool, layout: str, offset: int
+) -> None:
+    settings = config(model_folder, sentences, sym=sym)
     run(settings)
+    described = json.loads((settings.output / "config.json").read_text())["quantization_config"]
+    assert described["checkpoint_format"] == layout
     opened = open_gptq(settings.output)
     (sentences.parent / "restored").mkdir()
     build_method("dequantize:F32").prepare(settings.output).write(sentences.parent / "restored")
@@ -238,7 +243,7 @@ def test_restoring_gives_exactly_the_quantized_weights(model_folder: Path, sente
     name = "model.layers.0.self_attn.q_proj"
     packed = weights(settings.output)
     code = int(packed[f"{name}.qweight"][0, 5]) >> 8 & 15
-    zero = (int(packed[f"{name}.qzeros"][0, 0]) >> 20 & 15) + 1
+    zero = (int(packed[f"{name}.qzeros"][0, 0]) >> 20 & 15) + offset
     assert stored[f"{name}.weight"][5, 2].item() == float(packed[f"{name}.scales"][0, 5]) * (code - zero)
 
 

@@ -166,17 +166,18 @@ def test_a_row_of_zeros_stays_zero() -> None:
 
 
 @pytest.mark.parametrize("bits", [4, 8])
-def test_packing_and_unpacking_change_no_bit(bits: int) -> None:
+@pytest.mark.parametrize("offset", [0, 1])
+def test_packing_and_unpacking_change_no_bit(bits: int, offset: int) -> None:
     generator = torch.Generator().manual_seed(1)
     codes = torch.randint(0, 2**bits, (64, 32), generator=generator, dtype=torch.uint8)
     codes[:, 0] = 2**bits - 1  # the sign bit of the words
     scales = torch.rand(2, 32, generator=generator).half().float()
     zeros = torch.randint(1, 2**bits, (2, 32), generator=generator).float()
-    packed = pack(codes, scales, zeros, bits=bits)
-    again = unpack(packed, bits=bits)
+    packed = pack(codes, scales, zeros, bits=bits, offset=offset)
+    again = unpack(packed, bits=bits, offset=offset)
     assert all(torch.equal(a, b) for a, b in zip(again, (codes.int(), scales, zeros), strict=True))
     expected = (codes.float() - zeros.repeat_interleave(32, 0)) * scales.repeat_interleave(32, 0)
-    assert torch.equal(dequantize(packed, bits=bits), expected.t())
+    assert torch.equal(dequantize(packed, bits=bits, offset=offset), expected.t())
 
 
 def test_words_are_laid_out_as_the_format_says() -> None:

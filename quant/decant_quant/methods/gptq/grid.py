@@ -31,6 +31,11 @@ class GridSpec:
         return 2**self.bits - 1
 
 
+def layout_of(spec: GridSpec) -> str:
+    """The checkpoint layout that engines read such codes in."""
+    return "gptq" if spec.sym else "gptq_v2"
+
+
 @dataclass(frozen=True, slots=True)
 class Grid:
     """Scales and zero points, float32 of shape [O] or [groups, O]; scales are values that float16 has."""
@@ -78,7 +83,7 @@ def _widest(weight_gO: "Tensor", spec: GridSpec) -> "tuple[Tensor, Tensor]":
         return step_O.clamp_(min=_LEAST_SCALE), torch.full_like(step_O, float(half))
     low_O, high_O = weight_gO.amin(0).clamp_(max=0), weight_gO.amax(0).clamp_(min=0)
     step_O = ((high_O - low_O) / spec.top).clamp_(min=_LEAST_SCALE)
-    # Zero point 0 is never used: the format stores zero - 1, and readers differ on what -1 means.
+    # Zero point 0 is never used: one layout stores zero - 1, and readers differ on what -1 means.
     return step_O, (-low_O / step_O).round_().clamp_(1, spec.top)
 
 

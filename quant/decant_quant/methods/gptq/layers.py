@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from decant_quant.methods.gptq.decoder import Batch, Decoder
-from decant_quant.methods.gptq.grid import Grid
-from decant_quant.methods.gptq.packing import dequantize, pack
+from decant_quant.methods.gptq.grid import Grid, layout_of
+from decant_quant.methods.gptq.packing import OFFSETS, dequantize, pack
 from decant_quant.methods.gptq.solve import Solved, SolveSpec, solve
 
 if TYPE_CHECKING:
@@ -78,14 +78,14 @@ class _LayerRun:
         """Solves linears that share their inputs in one go and leaves the quantized weights in the layer."""
         import torch
 
-        bits = self.spec.grid.bits
+        bits, offset = self.spec.grid.bits, OFFSETS[layout_of(self.spec.grid)]
         linears = [self.layer.get_submodule(name) for name in names]
         weight_OC = torch.cat([linear.weight for linear in linears])
         solved = solve(weight_OC, inputs.hessian, self.spec, where=f"{self.where}: {', '.join(names)}")
         parts = _split(solved, [linear.weight.shape[0] for linear in linears])
         for name, linear, part in zip(names, linears, parts, strict=True):
-            stored = pack(part.codes, part.grid.scale, part.grid.zero, bits=bits)
-            restored_OC = dequantize(stored, bits=bits)
+            stored = pack(part.codes, part.grid.scale, part.grid.zero, bits=bits, offset=offset)
+            restored_OC = dequantize(stored, bits=bits, offset=offset)
             error = _relative_error(inputs.sample, linear.weight, restored_OC)
             linear.weight.copy_(restored_OC)
             self.packed.update(stored.named(name))

@@ -25,7 +25,7 @@ from decant_quant.methods.folder import copy_side_files, write_index
 from decant_quant.methods.gptq.checks import quantized_names, refuse_shapes, refuse_tensors, refuse_values
 from decant_quant.methods.gptq.decoder import HEAD, Batch, Decoder, build_decoder
 from decant_quant.methods.gptq.families import family_of
-from decant_quant.methods.gptq.grid import GridSpec
+from decant_quant.methods.gptq.grid import GridSpec, layout_of
 from decant_quant.methods.gptq.layers import LinearError, quantize_layer
 from decant_quant.methods.gptq.progress import FinishedLayers
 from decant_quant.methods.gptq.quality import Quality, check_golden, measure
@@ -91,7 +91,7 @@ class GptqRun:
         import torch
 
         layers = FinishedLayers(
-            self.progress_folder or folder / ".layers", run=self._identity(), bits=self.settings.bits
+            self.progress_folder or folder / ".layers", run=self._identity(), grid=_grid(self.settings)
         )
         with torch.no_grad():
             errors = self._quantize(layers)
@@ -143,7 +143,7 @@ class GptqRun:
         found = self._rounded(list(names.values()))
         weights = {short: found[name] for short, name in names.items()}
         spec = SolveSpec(
-            GridSpec(self.settings.bits, self.settings.sym),
+            _grid(self.settings),
             self.settings.group_size,
             self.settings.act_order,
             self.settings.damping,
@@ -255,7 +255,7 @@ def quantization_config(settings: GptqConfig) -> dict[str, Any]:
     """
     return {
         "quant_method": "gptq",
-        "checkpoint_format": "gptq",
+        "checkpoint_format": layout_of(_grid(settings)),
         "bits": settings.bits,
         "group_size": settings.group_size,
         "desc_act": False,
@@ -267,3 +267,7 @@ def quantization_config(settings: GptqConfig) -> dict[str, Any]:
         "pack_dtype": "int32",
         "meta": {"quantizer": [f"decant:{__version__}"], "act_order": settings.act_order},
     }
+
+
+def _grid(settings: GptqConfig) -> GridSpec:
+    return GridSpec(settings.bits, settings.sym)

@@ -13,7 +13,9 @@ from typing import TYPE_CHECKING, Any
 
 from decant.files import write_bytes, write_json
 from decant_quant.checkpoint import Checkpoint, stored_tensors
+from decant_quant.methods.gptq.grid import GridSpec, layout_of
 from decant_quant.methods.gptq.layers import LinearError
+from decant_quant.methods.gptq.packing import OFFSETS
 from decant_quant.methods.gptq.reader import GptqCheckpoint
 
 if TYPE_CHECKING:
@@ -25,9 +27,9 @@ _RUN = "run.json"
 class FinishedLayers:
     """The layers of one run that are done, in a folder of their own."""
 
-    def __init__(self, folder: Path, *, run: Mapping[str, Any], bits: int) -> None:
+    def __init__(self, folder: Path, *, run: Mapping[str, Any], grid: GridSpec) -> None:
         self._folder = folder
-        self._bits = bits
+        self._grid = grid
         if _read(folder / _RUN) != json.loads(json.dumps(run)):
             shutil.rmtree(folder, ignore_errors=True)
             write_json(folder / _RUN, run)
@@ -51,7 +53,7 @@ class FinishedLayers:
     def open(self, index: int) -> GptqCheckpoint:
         """A finished layer, to be read as if it had not been quantized."""
         checkpoint = Checkpoint(self._folder, config={}, tensors=stored_tensors(self._tensors(index)))
-        return GptqCheckpoint(checkpoint, self._bits)
+        return GptqCheckpoint(checkpoint, self._grid.bits, OFFSETS[layout_of(self._grid)])
 
     def place(self, index: int, target: Path) -> None:
         """The layer's file at `target`, sharing its blocks on disk where the file system can."""

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from decant.errors import QuantizeError
 from decant_quant.checkpoint import Checkpoint, StoredTensor, open_quantized
-from decant_quant.methods.gptq.packing import PARTS, dequantize, packed_from
+from decant_quant.methods.gptq.packing import OFFSETS, PARTS, dequantize, packed_from
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -31,6 +31,7 @@ class GptqCheckpoint:
 
     checkpoint: Checkpoint
     bits: int
+    offset: int
 
     @property
     def names(self) -> list[str]:
@@ -63,7 +64,7 @@ class GptqCheckpoint:
                 f"{self.checkpoint.folder}: lacks {prefix}.{missing[0]}; copy the folder again"
             )
         parts = {f"{prefix}.{part}": _as_stored(stored[f"{prefix}.{part}"]) for part in PARTS}
-        return dequantize(packed_from(parts, prefix), bits=self.bits)
+        return dequantize(packed_from(parts, prefix), bits=self.bits, offset=self.offset)
 
 
 def open_gptq(folder: Path) -> GptqCheckpoint:
@@ -72,12 +73,12 @@ def open_gptq(folder: Path) -> GptqCheckpoint:
     settings: Mapping[str, Any] = checkpoint.config["quantization_config"]
     method, layout = settings.get("quant_method"), settings.get("checkpoint_format", "gptq")
     bits = settings.get("bits")
-    if method != "gptq" or layout != "gptq" or bits not in (4, 8):
+    if method != "gptq" or layout not in OFFSETS or bits not in (4, 8):
         raise QuantizeError(
             f"{folder}: is quantized with {method}, {bits} bits, layout {layout}; only gptq of 4 or 8 bits in"
-            f" the layout gptq can be restored"
+            f" the layouts {' and '.join(OFFSETS)} can be restored"
         )
-    return GptqCheckpoint(checkpoint, bits)
+    return GptqCheckpoint(checkpoint, bits, OFFSETS[layout])
 
 
 def _as_stored(tensor: StoredTensor) -> "Tensor":
