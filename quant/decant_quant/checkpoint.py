@@ -17,7 +17,9 @@ from decant.errors import QuantizeError
 
 # numpy has no bfloat16: its 16 bits are read as integers and widened by a shift.
 _STORED_AS = {"F64": "<f8", "F32": "<f4", "F16": "<f2", "BF16": "<u2"}
-_WEIGHTS, _INDEX = "model.safetensors", "model.safetensors.index.json"
+# What quantized checkpoints hold beside floats.
+_CODES_AS = {"I32": "<i4"}
+_WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,9 +34,10 @@ class StoredTensor:
 
     def read(self) -> NDArray[Any]:
         """The tensor as it is stored, mapped from disk; bfloat16 comes as its 16 bits."""
+        dtype = {**_STORED_AS, **_CODES_AS}[self.dtype]
         if 0 in self.shape:
-            return np.zeros(self.shape, _STORED_AS[self.dtype])
-        return np.memmap(self.file, _STORED_AS[self.dtype], mode="r", offset=self.offset, shape=self.shape)
+            return np.zeros(self.shape, dtype)
+        return np.memmap(self.file, dtype, mode="r", offset=self.offset, shape=self.shape)
 
     def widen(self, stored: NDArray[Any]) -> NDArray[np.float32]:
         """Any part of what `read` gave, as float32."""
@@ -82,10 +85,19 @@ def open_checkpoint(folder: Path) -> Checkpoint:
         raise QuantizeError(
             f"{folder}: is already quantized; quantize the 16-bit checkpoint it was made from"
         )
-    tensors: dict[str, StoredTensor] = {}
-    for shard in _shards(folder):
-        tensors.update(_header(shard))
-    return Checkpoint(folder=folder, config=config, tensors=tensors)
+    return Checkpoint(folder=folder, config=config, tensors=_tensors(folder, known=_STORED_AS))
+
+
+def open_quantized(folder: Path) -> Checkpoint:
+    """As `open_checkpoint`, for a folder whose config.json has a quantization_config."""
+    if not folder.is_dir():
+        raise QuantizeError(f"{folder}: no such folder; give a quantized Hugging Face model folder")
+    config = read_json(folder / "config.json")
+    if not config.get("quantization_config"):
+        raise QuantizeError(f"{folder}: is not quantized: its config.json has no quantization_config")
+    return Checkpoint(
+        folder=folder, config=config, tensors=_tensors(folder, known={**_STORED_AS, **_CODES_AS})
+    )
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -103,13 +115,25 @@ def read_json(path: Path) -> dict[str, Any]:
     return cast("dict[str, Any]", value)
 
 
+def _tensors(folder: Path, *, known: Mapping[str, str]) -> dict[str, StoredTensor]:
+    tensors: dict[str, StoredTensor] = {}
+    for shard in _shards(folder):
+        tensors.update(_header(shard, known))
+    return tensors
+
+
+def stored_tensors(shard: Path) -> dict[str, StoredTensor]:
+    """The tensors of one safetensors file, codes of quantized checkpoints among them."""
+    return _header(shard, {**_STORED_AS, **_CODES_AS})
+
+
 def _shards(folder: Path) -> list[Path]:
-    if (folder / _INDEX).is_file():
-        names = sorted(set(read_json(folder / _INDEX).get("weight_map", {}).values()))
+    if (folder / INDEX).is_file():
+        names = sorted(set(read_json(folder / INDEX).get("weight_map", {}).values()))
         missing = [name for name in names if not (folder / name).is_file()]
         if missing or not names:
             raise QuantizeError(
-                f"{folder}: lacks the shard {', '.join(missing) or 'names'} of {_INDEX}; copy it again"
+                f"{folder}: lacks the shard {', '.join(missing) or 'names'} of {INDEX}; copy it again"
             )
         return [folder / name for name in names]
     if (folder / _WEIGHTS).is_file():
@@ -119,7 +143,7 @@ def _shards(folder: Path) -> list[Path]:
     )
 
 
-def _header(shard: Path) -> dict[str, StoredTensor]:
+def _header(shard: Path, known: Mapping[str, str]) -> dict[str, StoredTensor]:
     size = shard.stat().st_size
     with shard.open("rb") as file:
         start = file.read(8)
@@ -131,17 +155,19 @@ def _header(shard: Path) -> dict[str, StoredTensor]:
         except ValueError:
             raise QuantizeError(f"{shard}: its header is not JSON; copy it again") from None
     header.pop("__metadata__", None)
-    found = {name: _entry(shard, name, item, base=8 + length) for name, item in header.items()}
+    found = {name: _entry(shard, name, item, base=8 + length, known=known) for name, item in header.items()}
     if any(8 + length + item["data_offsets"][1] > size for item in header.values()):
         raise QuantizeError(f"{shard}: was cut short; copy it again")
     return found
 
 
-def _entry(shard: Path, name: str, item: Mapping[str, Any], *, base: int) -> StoredTensor:
-    if item["dtype"] not in _STORED_AS:
-        known = ", ".join(_STORED_AS)
+def _entry(
+    shard: Path, name: str, item: Mapping[str, Any], *, base: int, known: Mapping[str, str]
+) -> StoredTensor:
+    if item["dtype"] not in known:
         raise QuantizeError(
-            f"{shard}: {name} is stored as {item['dtype']}; only {known} can be read: save it in 16 bits"
+            f"{shard}: {name} is stored as {item['dtype']}; only {', '.join(known)} can be read:"
+            f" save it in 16 bits"
         )
     return StoredTensor(
         name=name,

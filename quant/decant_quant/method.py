@@ -8,15 +8,22 @@ from typing import Any, Protocol
 
 from decant.artifact import Kind
 from decant.config import nearest
+from decant.golden import GoldenReport
+from decant_quant.options import Options
 
 
 @dataclass(frozen=True, slots=True)
 class Written:
-    """What a method made. `notes` are the things a user should know, one sentence each."""
+    """What a method made. `notes` are the things a user should know, one sentence each.
+
+    `golden` is the method's own check of the written files, for formats that `decant serve` has no engine
+    for; without it the artifact is tried in its engine.
+    """
 
     kind: Kind
     measurements: Mapping[str, Any] = field(default_factory=dict[str, Any])
     notes: tuple[str, ...] = ()
+    golden: GoldenReport | None = None
 
 
 class Prepared(Protocol):
@@ -31,6 +38,10 @@ class Prepared(Protocol):
         """Writes the artifact's files, but no manifest, into an empty folder."""
         ...
 
+    def done(self) -> None:
+        """Called once the artifact is in place: clears what a killed run would have gone on from."""
+        ...
+
 
 class Method(Protocol):
     """One way of making a checkpoint smaller."""
@@ -41,8 +52,10 @@ class Method(Protocol):
 
 
 _GGUF = "decant_quant.methods.gguf_method:build"
+_GPTQ = "decant_quant.methods.gptq.method:build"
+_DEQUANTIZE = "decant_quant.methods.dequantize:build"
 
-# name -> "module:factory"; the factory takes the name's part after the colon.
+# name -> "module:factory"; the factory takes the name's part after the colon, and the options.
 METHODS: Mapping[str, str] = {
     "gguf:F32": _GGUF,
     "gguf:BF16": _GGUF,
@@ -52,6 +65,10 @@ METHODS: Mapping[str, str] = {
     "gguf:Q5_0": _GGUF,
     "gguf:Q4_1": _GGUF,
     "gguf:Q4_0": _GGUF,
+    "gptq": _GPTQ,
+    "dequantize:F32": _DEQUANTIZE,
+    "dequantize:F16": _DEQUANTIZE,
+    "dequantize:BF16": _DEQUANTIZE,
 }
 
 
@@ -63,8 +80,9 @@ def check_name(name: str) -> str:
     return by_lower[name.lower()]
 
 
-def build_method(name: str) -> Method:
+def build_method(name: str, options: Options | None = None) -> Method:
     """The method behind a name of the table, as `check_name` spells it."""
     module, _, factory = METHODS[name].partition(":")
-    method: Method = vars(importlib.import_module(module))[factory](name.partition(":")[2])
+    make = vars(importlib.import_module(module))[factory]
+    method: Method = make(name.partition(":")[2], options or Options())
     return method

@@ -14,7 +14,8 @@ from decant.errors import QuantizeError
 from decant.files import folder_aside
 from decant.golden import GoldenReport
 from decant.processes import end_with_parent
-from decant_quant.method import Prepared, Written, build_method, check_name
+from decant_quant.method import METHODS, Prepared, Written, build_method, check_name
+from decant_quant.options import CalibrationConfig, GptqConfig, Options
 
 STAGE = "quantized"
 _CHECK_LIMIT_S = 1800.0
@@ -30,7 +31,13 @@ class QuantizeConfig(Config):
     model: InputPath = Field(description="Hugging Face model folder (config.json, safetensors, tokenizer)")
     output: OutputPath = Field(description="artifact folder to write; an older one of ours is replaced")
     method: str = Field(
-        default="gguf:Q8_0", description="gguf:F32, BF16, F16, Q8_0, Q5_1, Q5_0, Q4_1 or Q4_0"
+        default="gguf:Q8_0",
+        description="gguf:F32, BF16, F16, Q8_0, Q5_1, Q5_0, Q4_1 or Q4_0; gptq;"
+        " dequantize:F32, F16 or BF16 (a gptq folder back to plain weights)",
+    )
+    gptq: GptqConfig = Field(default=GptqConfig(), description="the grid of the gptq method")
+    calibration: CalibrationConfig = Field(
+        default=CalibrationConfig(), description="the rows that gptq calibrates and measures on"
     )
 
     @field_validator("method")
@@ -46,18 +53,28 @@ def run(config: QuantizeConfig) -> None:
     """Writes the artifact aside, lets `decant serve --check-only` try it, and only then puts it in place."""
     _refuse_output(config)
     parent = verify_files(config.model) if has_manifest(config.model) else None
-    prepared = build_method(config.method).prepare(config.model)
+    prepared = build_method(config.method, _options(config)).prepare(config.model)
     _refuse_full_disk(config.output, prepared)
     try:
         written, manifest, report = _make(config, prepared, parent)
     except OSError as error:
         raise QuantizeError(
             f"{config.output}: could not be written ({error}), it needs {_megabytes(prepared.size_bytes)};"
-            f" nothing was left behind: make room or name another output folder"
+            f" no artifact was left behind: make room or name another output folder"
         ) from error
+    prepared.done()
     for note in written.notes:
         print(f"note: {note}")
     print(_summary(config, written, manifest, report))
+
+
+def _options(config: QuantizeConfig) -> Options:
+    output = config.output.absolute()
+    return Options(
+        gptq=config.gptq,
+        calibration=config.calibration,
+        progress_folder=output.parent / f".{output.name}.layers",
+    )
 
 
 def _make(
@@ -77,7 +94,8 @@ def _make(
                 "measurements": {**written.measurements, "notes": list(written.notes)},
             },
         )
-        report = check_served(aside, threads=1 if manifest.size_bytes < _SMALL_BYTES else None)
+        threads = 1 if manifest.size_bytes < _SMALL_BYTES else None
+        report = written.golden or check_served(aside, threads=threads)
     return written, manifest, report
 
 
@@ -129,7 +147,7 @@ def _refuse_output(config: QuantizeConfig) -> None:
         )
     if not output.exists() or (output.is_dir() and not any(output.iterdir())):
         return
-    if not output.is_dir() or not has_manifest(output) or read_manifest(output).kind != "gguf":
+    if not output.is_dir() or not has_manifest(output) or read_manifest(output).method not in METHODS:
         raise QuantizeError(
             f"{config.output}: is not empty and not an artifact of quantize; name another output folder"
         )
@@ -151,9 +169,8 @@ def _summary(
     types = ", ".join(f"{count} {name}" for name, count in written.measurements["tensor_types"].items())
     first = f"{config.output}: {config.method}, {_megabytes(manifest.size_bytes)} (tensors: {types})"
     if report is None or report.checked == 0:
-        return (
-            f"{first}\nloads in its engine; the model came without golden prompts to compare its answers with"
-        )
+        loads = "loads in its engine" if written.golden is None else "reads back from its files"
+        return f"{first}\n{loads}; the model came without golden prompts to compare its answers with"
     return (
         f"{first}\ngolden prompts: {report.checked} reproduced, {report.flips} of them with another token at"
         f" a near tie, mean log-probability gap {report.mean_logprob_gap:.4f} nats"

@@ -9,7 +9,14 @@ from decant_serve.engines.protocol import Engine
 STAGE = "served"
 
 # By manifest method; whatever is not listed is stored in 16 bits or more.
-_PRECISIONS = {"gguf:Q8_0": "q8", "gguf:Q4_0": "q4"}
+_PRECISIONS = {
+    "gguf:Q8_0": "q8",
+    "gguf:Q4_0": "q4",
+    "gptq": "q4",
+    "dequantize:F32": "q4",
+    "dequantize:F16": "q4",
+    "dequantize:BF16": "q4",
+}
 
 
 async def check_golden(engine: Engine, client: httpx.AsyncClient, manifest: Manifest | None) -> GoldenReport:

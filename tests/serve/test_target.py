@@ -1,5 +1,6 @@
 """What may be served: folders and files are looked at, verified, and refused with what is wrong."""
 
+import importlib.util
 import json
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ import pytest
 from decant.artifact import write_manifest
 from decant.errors import ArtifactError
 from decant.files import sha256_path
+from decant_serve.engines.protocol import EngineSettings, build_engine
 from decant_serve.golden_check import tolerance_for
 from decant_serve.target import find_target
 
@@ -110,3 +112,15 @@ def test_coarser_methods_may_drift_further() -> None:
     ]
     assert allowed == sorted(allowed)
     assert allowed[0] < allowed[2] < allowed[3]
+
+
+def test_the_gptq_format_is_refused_where_its_libraries_are_missing(tmp_path: Path) -> None:
+    if all(importlib.util.find_spec(name) for name in ("gptqmodel", "optimum")):
+        pytest.skip("transformers can load it here")
+    folder = checkpoint(tmp_path / "gptq")
+    (folder / "config.json").write_text(json.dumps({"quantization_config": {"quant_method": "gptq"}}))
+    settings = EngineSettings(find_target(folder), tmp_path / "socket", 1, 512, 1)
+    with pytest.raises(
+        ArtifactError, match=r"GPTQ format, .*serve it with vLLM, or restore .*--method dequantize:F16"
+    ):
+        build_engine("transformers", settings)

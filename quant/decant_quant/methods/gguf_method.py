@@ -25,6 +25,7 @@ from decant_quant.methods.gguf_families import (
 from decant_quant.methods.gguf_rope import Rope, read_rope
 from decant_quant.methods.gguf_tokenizer import Vocabulary, copy_tokenizer, read_vocabulary
 from decant_quant.methods.gguf_types import MIXES, Encoding, Mix, choose, encode
+from decant_quant.options import Options
 
 if TYPE_CHECKING:
     import gguf
@@ -63,8 +64,8 @@ class GgufMethod:
         )
 
 
-def build(variant: str) -> GgufMethod:
-    """The method that writes `gguf:<variant>`."""
+def build(variant: str, _options: Options) -> GgufMethod:
+    """The method that writes `gguf:<variant>`; it has no options."""
     try:
         import gguf as _  # noqa: F401
     except ImportError:
@@ -108,6 +109,9 @@ class GgufConversion:
         return Written(
             kind="gguf", measurements=self._measurements(), notes=(*self.notes, *self._fallback_notes())
         )
+
+    def done(self) -> None:
+        """There is nothing to clear."""
 
     def _add_metadata(self, writer: "gguf.GGUFWriter") -> None:
         import gguf

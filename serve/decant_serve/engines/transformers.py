@@ -11,7 +11,7 @@ from typing import Any
 
 import httpx
 
-from decant.errors import MissingExtraError
+from decant.errors import ArtifactError, MissingExtraError
 from decant.golden import Observation
 from decant_serve.calls import Features
 from decant_serve.engines.local import HOST, ask, is_healthy
@@ -41,6 +41,7 @@ class ModelSettings:
 def build(settings: EngineSettings) -> "Transformers":
     """The engine for a checkpoint or adapter folder; MissingExtraError without its libraries."""
     model = as_in_training(settings)
+    _refuse_gptq(Path(model.path))
     needed = [
         "torch",
         "transformers",
@@ -51,6 +52,21 @@ def build(settings: EngineSettings) -> "Transformers":
         if importlib.util.find_spec(package) is None:
             raise MissingExtraError(package, "transformers")
     return Transformers(model)
+
+
+def _refuse_gptq(folder: Path) -> None:
+    """transformers reads the GPTQ format through gptqmodel and optimum only."""
+    file = folder / "config.json"
+    config: dict[str, Any] = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+    if (config.get("quantization_config") or {}).get("quant_method") != "gptq":
+        return
+    missing = [name for name in ("gptqmodel", "optimum") if importlib.util.find_spec(name) is None]
+    if missing:
+        raise ArtifactError(
+            f"{folder}: is in the GPTQ format, which transformers loads with gptqmodel and optimum"
+            f" ({' and '.join(missing)} not installed); serve it with vLLM, or restore plain weights with"
+            f" `decant quantize {folder} --method dequantize:F16 --output FOLDER`"
+        )
 
 
 def as_in_training(settings: EngineSettings) -> ModelSettings:

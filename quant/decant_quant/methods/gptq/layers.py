@@ -1,0 +1,127 @@
+# torch leaves some of its types open.
+# pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
+"""One decoder layer's linears quantized, block by block, on the inputs that the quantized ones before give.
+
+Shapes: N tokens of all calibration rows, C inputs and O outputs of a linear.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from decant_quant.methods.gptq.decoder import Batch, Decoder
+from decant_quant.methods.gptq.grid import Grid, layout_of
+from decant_quant.methods.gptq.packing import OFFSETS, dequantize, pack
+from decant_quant.methods.gptq.solve import Solved, SolveSpec, solve
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+# Tokens that a linear's output error is measured on.
+_SAMPLE_TOKENS = 1024
+
+
+@dataclass(frozen=True, slots=True)
+class LinearError:
+    """Squared output error of a quantized linear over its squared output, on the first calibration tokens.
+
+    `damping` is the part of the mean diagonal that its Hessian needed.
+    """
+
+    name: str
+    relative_error: float
+    damping: float
+
+
+@dataclass(frozen=True, slots=True)
+class _Inputs:
+    """The Hessian X'X / N [C, C] of the inputs of some linears, and the first of those inputs, [N, C]."""
+
+    hessian: "Tensor"
+    sample: "Tensor"
+
+
+def quantize_layer(
+    decoder: Decoder, index: int, weights: "Mapping[str, Tensor]", batches: Sequence[Batch], spec: SolveSpec
+) -> "tuple[dict[str, Tensor], list[LinearError]]":
+    """Packs a layer's linears and takes the batches through the quantized layer.
+
+    `weights` is named as within the layer; so are the tensors returned.
+    """
+    packed: dict[str, Tensor] = {}
+    errors: list[LinearError] = []
+    with decoder.layer(index, weights) as layer:
+        run = _LayerRun(layer, f"layer {index}", spec, packed, errors)
+        for block in decoder.family.blocks:
+            norm = layer.get_submodule(block.norm)
+            entering = _inputs_of(norm(batch.hidden) for batch in batches)
+            run.quantize([f"{block.module}.{name}" for name in block.inputs], entering)
+            mixed = [decoder.mix(index, layer, block, batch) for batch in batches]
+            output = f"{block.module}.{block.output}"
+            run.quantize([output], _inputs_of(mixed))
+            for batch, mixed_BTC in zip(batches, mixed, strict=True):
+                batch.hidden = batch.hidden + layer.get_submodule(output)(mixed_BTC)
+    return packed, errors
+
+
+@dataclass(frozen=True, slots=True)
+class _LayerRun:
+    """A layer whose linears are being replaced; `packed` and `errors` grow."""
+
+    layer: Any
+    where: str
+    spec: SolveSpec
+    packed: "dict[str, Tensor]"
+    errors: list[LinearError]
+
+    def quantize(self, names: Sequence[str], inputs: "_Inputs") -> None:
+        """Solves linears that share their inputs in one go and leaves the quantized weights in the layer."""
+        import torch
+
+        bits, offset = self.spec.grid.bits, OFFSETS[layout_of(self.spec.grid)]
+        linears = [self.layer.get_submodule(name) for name in names]
+        weight_OC = torch.cat([linear.weight for linear in linears])
+        solved = solve(weight_OC, inputs.hessian, self.spec, where=f"{self.where}: {', '.join(names)}")
+        parts = _split(solved, [linear.weight.shape[0] for linear in linears])
+        for name, linear, part in zip(names, linears, parts, strict=True):
+            stored = pack(part.codes, part.grid.scale, part.grid.zero, bits=bits, offset=offset)
+            restored_OC = dequantize(stored, bits=bits, offset=offset)
+            error = _relative_error(inputs.sample, linear.weight, restored_OC)
+            linear.weight.copy_(restored_OC)
+            self.packed.update(stored.named(name))
+            self.errors.append(LinearError(name, error, part.damping))
+
+
+def _inputs_of(parts: "Iterable[Tensor]") -> _Inputs:
+    import torch
+
+    hessian_CC: Tensor | None = None
+    samples: list[Tensor] = []
+    tokens = 0
+    for part_BTC in parts:
+        part_NC = part_BTC.flatten(0, 1)
+        if hessian_CC is None:
+            hessian_CC = part_NC.new_zeros(part_NC.shape[1], part_NC.shape[1])
+        hessian_CC.addmm_(part_NC.t(), part_NC)
+        if tokens < _SAMPLE_TOKENS:
+            samples.append(part_NC[: _SAMPLE_TOKENS - tokens])
+        tokens += len(part_NC)
+    assert hessian_CC is not None, "calibration has at least one row"
+    return _Inputs(hessian_CC.div_(tokens), torch.cat(samples))
+
+
+def _relative_error(inputs_NC: "Tensor", weight_OC: "Tensor", restored_OC: "Tensor") -> float:
+    energy = float((inputs_NC @ weight_OC.t()).square().sum())
+    lost = float((inputs_NC @ (restored_OC - weight_OC).t()).square().sum())
+    return lost / energy if energy else 0.0
+
+
+def _split(solved: Solved, sizes: Sequence[int]) -> list[Solved]:
+    parts = (
+        solved.codes.split(sizes, 1),
+        solved.grid.scale.split(sizes, 1),
+        solved.grid.zero.split(sizes, 1),
+    )
+    return [
+        Solved(codes, Grid(scale, zero), solved.damping) for codes, scale, zero in zip(*parts, strict=True)
+    ]

@@ -1,0 +1,273 @@
+# torch leaves some of its types open.
+# pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
+"""`gptq`: a Hugging Face checkpoint becomes one in the GPTQ format, is read back, and is measured.
+
+Peak memory is a layer in float32, the calibration rows' hidden states, and the embedding.
+"""
+
+import shutil
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from decant import __version__
+from decant.artifact import has_manifest, read_manifest
+from decant.errors import ParityError
+from decant.files import sha256_path, write_bytes, write_json
+from decant.golden import GoldenReport
+from decant.progress import Progress
+from decant_quant.checkpoint import Checkpoint, open_checkpoint
+from decant_quant.method import Written
+from decant_quant.methods.calibration import ChosenRows, choose_rows, load_tokenizer
+from decant_quant.methods.folder import copy_side_files, write_index
+from decant_quant.methods.gptq.checks import quantized_names, refuse_shapes, refuse_tensors, refuse_values
+from decant_quant.methods.gptq.decoder import HEAD, Batch, Decoder, build_decoder
+from decant_quant.methods.gptq.families import family_of
+from decant_quant.methods.gptq.grid import GridSpec, layout_of
+from decant_quant.methods.gptq.layers import LinearError, quantize_layer
+from decant_quant.methods.gptq.progress import FinishedLayers
+from decant_quant.methods.gptq.quality import Quality, check_golden, measure
+from decant_quant.methods.gptq.reader import open_gptq, read_plain
+from decant_quant.methods.gptq.solve import SolveSpec
+from decant_quant.options import GptqConfig, Options
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+QUALITY = "quality.json"
+
+
+def build(variant: str, options: Options) -> "GptqMethod":
+    """The method behind `gptq`; it has no variants."""
+    assert not variant
+    return GptqMethod(options)
+
+
+@dataclass(frozen=True, slots=True)
+class GptqMethod:
+    """Quantizes to the GPTQ format."""
+
+    options: Options
+
+    def prepare(self, model: Path) -> "GptqRun":
+        """Checks the checkpoint's tensors against its architecture, and chooses the rows."""
+        checkpoint = open_checkpoint(model)
+        settings = self.options.gptq
+        decoder = build_decoder(model, family_of(checkpoint), settings.device)
+        refuse_tensors(checkpoint, decoder)
+        refuse_shapes(decoder, settings)
+        rows = choose_rows(model, self.options.calibration, context=decoder.context)
+        return GptqRun(checkpoint, decoder, rows, settings, self.options.progress_folder)
+
+
+@dataclass(frozen=True, slots=True)
+class GptqRun:
+    """A checked checkpoint with the rows to calibrate and to measure on."""
+
+    checkpoint: Checkpoint
+    decoder: Decoder
+    rows: ChosenRows
+    settings: GptqConfig
+    progress_folder: Path | None
+
+    @property
+    def size_bytes(self) -> int:
+        """Bytes of the weights, in 16 bits or as codes, scales and zero points."""
+        quantized = quantized_names(self.decoder)
+        total = 0
+        for name, (outputs, *inputs) in self.decoder.shapes.items():
+            values = outputs * (inputs[0] if inputs else 1)
+            group = inputs[0] if self.settings.group_size == -1 and inputs else self.settings.group_size
+            packed = self.settings.bits / 8 + (2 + self.settings.bits / 8) / group
+            total += int(values * (packed if name in quantized else 2)) + 4096
+        return total
+
+    def write(self, folder: Path) -> Written:
+        """Quantizes layer by layer, reads the written files back and measures them; ParityError when they
+        no longer say what the golden prompts say.
+        """
+        import torch
+
+        layers = FinishedLayers(
+            self.progress_folder or folder / ".layers", run=self._identity(), grid=_grid(self.settings)
+        )
+        with torch.no_grad():
+            errors = self._quantize(layers)
+            self._write_files(folder, layers)
+            quality, golden = self._measure(folder)
+        if self.progress_folder is None:
+            shutil.rmtree(folder / ".layers")
+        report = self._report(quality, golden, errors)
+        write_json(folder / QUALITY, report)
+        self._refuse_breaks(golden)
+        worst = max((e for layer in errors for e in layer), key=lambda error: error.relative_error)
+        notes = [
+            quality.sentence(),
+            f"largest output error of a linear: {worst.relative_error:.2%}, {worst.name}",
+        ]
+        return Written(
+            kind="hf",
+            measurements={
+                "tensor_types": self._counts(),
+                "quality": report["heldout"],
+                "calibration": report["calibration"],
+            },
+            notes=tuple(notes),
+            golden=golden,
+        )
+
+    def done(self) -> None:
+        """Removes the finished layers of the run: the artifact has them."""
+        if self.progress_folder is not None:
+            shutil.rmtree(self.progress_folder, ignore_errors=True)
+
+    def _quantize(self, layers: FinishedLayers) -> list[list[LinearError]]:
+        batches = self.decoder.embed(self._rounded, [row.token_ids for row in self.rows.calibration])
+        total = len(self.decoder)
+        finished = next((index for index in range(total) if not layers.has(index)), total)
+        errors: list[list[LinearError]] = []
+        with Progress(total, unit="layer", label="gptq", start=finished) as progress:
+            for index in range(total):
+                if index < finished:
+                    self.decoder.advance(index, layers.open(index).read, batches)
+                else:
+                    self._quantize_layer(index, layers, batches)
+                    progress.advance()
+                errors.append(layers.errors(index))
+        return errors
+
+    def _quantize_layer(self, index: int, layers: FinishedLayers, batches: Sequence[Batch]) -> None:
+        names = self.decoder.layer_names(index)
+        found = self._rounded(list(names.values()))
+        weights = {short: found[name] for short, name in names.items()}
+        spec = SolveSpec(
+            _grid(self.settings),
+            self.settings.group_size,
+            self.settings.act_order,
+            self.settings.damping,
+        )
+        packed, errors = quantize_layer(self.decoder, index, weights, batches, spec)
+        kept = {
+            name: weights[name].half()
+            for name in names
+            if f"{name.removesuffix('.weight')}.qweight" not in packed
+        }
+        prefix = names[next(iter(names))].removesuffix(next(iter(names)))
+        layers.save(
+            index,
+            {f"{prefix}{name}": tensor for name, tensor in {**kept, **packed}.items()},
+            [LinearError(f"{prefix}{e.name}", e.relative_error, e.damping) for e in errors],
+        )
+
+    def _rounded(self, names: Sequence[str]) -> "Mapping[str, Tensor]":
+        """Tensors as the artifact will hold them, but for the linears, which are yet to be quantized."""
+        quantized = quantized_names(self.decoder)
+        found = self._original(names)
+        return {name: t if name in quantized else t.half().float() for name, t in found.items()}
+
+    def _original(self, names: Sequence[str]) -> "Mapping[str, Tensor]":
+        found = read_plain(self.checkpoint, names)
+        for name, tensor in found.items():
+            refuse_values(self.checkpoint, name, tensor)
+        return found
+
+    def _write_files(self, folder: Path, layers: FinishedLayers) -> None:
+        import safetensors.torch
+
+        total = len(self.decoder)
+        files = [f"model-{number:05}-of-{total + 1:05}.safetensors" for number in range(1, total + 2)]
+        for index, name in enumerate(files[:-1]):
+            layers.place(index, folder / name)
+        ends = {name: tensor.half() for name, tensor in self._rounded(self.decoder.end_names()).items()}
+        write_bytes(folder / files[-1], safetensors.torch.save(ends, metadata={"format": "pt"}))
+        write_index(folder, files)
+        settings = {"quantization_config": quantization_config(self.settings), "dtype": "float16"}
+        config = {key: value for key, value in self.checkpoint.config.items() if key != "torch_dtype"}
+        write_json(folder / "config.json", {**config, **settings})
+        copy_side_files(self.checkpoint.folder, folder)
+
+    def _measure(self, folder: Path) -> tuple[Quality, GoldenReport]:
+        written = open_gptq(folder)
+        quality = measure(
+            self.decoder, original=self._original, quantized=written.read, heldout=self.rows.heldout
+        )
+        model = self.checkpoint.folder
+        golden = read_manifest(model).golden if has_manifest(model) else None
+        tokenizer = load_tokenizer(folder)
+        return quality, check_golden(self.decoder, written.read, tokenizer, golden, bits=self.settings.bits)
+
+    def _refuse_breaks(self, golden: GoldenReport) -> None:
+        if golden.ok:
+            return
+        # Another run with these settings would end the same way.
+        self.done()
+        first = golden.breaks[0]
+        if first.kind != "weights":
+            golden.raise_if_broken()
+        raise ParityError(
+            f"stage {first.stage}: at {self.settings.bits} bits {len(golden.breaks)} of {golden.checked}"
+            f" golden prompts are answered otherwise (prompt {first.prompt_index}: {first.detail}); calibrate"
+            f" on rows like them, or take a smaller gptq.group_size or more gptq.bits"
+        )
+
+    def _report(
+        self, quality: Quality, golden: GoldenReport, errors: Sequence[Sequence[LinearError]]
+    ) -> dict[str, Any]:
+        rows = self.rows
+        return {
+            "heldout": asdict(quality),
+            "golden": golden.model_dump(mode="json"),
+            "linears": [asdict(error) for layer in errors for error in layer],
+            "calibration": {
+                "rows": len(rows.calibration),
+                "tokens": sum(len(row.token_ids) for row in rows.calibration),
+                "left_out_as_too_long": rows.left_out,
+                "token_ids_sha256": rows.digest,
+            },
+        }
+
+    def _counts(self) -> dict[str, int]:
+        quantized = quantized_names(self.decoder)
+        others = set(self.decoder.shapes) - quantized - ({HEAD} if self.decoder.is_tied else set())
+        return dict(Counter({f"{self.settings.bits}-bit": len(quantized), "F16": len(others)}))
+
+    def _identity(self) -> dict[str, Any]:
+        """What must be the same for layers of an earlier run to be gone on from."""
+        import torch
+
+        return {
+            "decant": __version__,
+            "torch": torch.__version__,
+            "device": self.decoder.device,
+            "model_sha256": sha256_path(self.checkpoint.folder),
+            "rows_sha256": self.rows.digest,
+            "gptq": self.settings.model_dump(mode="json"),
+        }
+
+
+def quantization_config(settings: GptqConfig) -> dict[str, Any]:
+    """config.json's quantization_config, in the words of the GPTQ format.
+
+    `desc_act` says whether groups are scattered over the columns. Static groups are not, whatever the order
+    the columns were solved in, so it is always false and kernels need no reordering.
+    """
+    return {
+        "quant_method": "gptq",
+        "checkpoint_format": layout_of(_grid(settings)),
+        "bits": settings.bits,
+        "group_size": settings.group_size,
+        "desc_act": False,
+        "static_groups": settings.act_order,
+        "sym": settings.sym,
+        "lm_head": False,
+        "true_sequential": True,
+        "damp_percent": settings.damping,
+        "pack_dtype": "int32",
+        "meta": {"quantizer": [f"decant:{__version__}"], "act_order": settings.act_order},
+    }
+
+
+def _grid(settings: GptqConfig) -> GridSpec:
+    return GridSpec(settings.bits, settings.sym)

@@ -1,0 +1,88 @@
+"""The GPTQ checkpoint format, to and from codes.
+
+Per linear with C inputs and O outputs: `qweight` int32 [C * bits / 32, O], consecutive input columns from
+the low bits up; `qzeros` int32 [groups, O * bits / 32], consecutive outputs likewise; `scales` float16
+[groups, O]; `g_idx` int32 [C], the group of each input column. The layout `gptq`, AutoGPTQ's, stores zero
+points less one; `gptq_v2` stores them as they are, and is what gptqmodel wants of asymmetric files that are
+not its own.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+# What a layout takes off a zero point.
+OFFSETS = {"gptq": 1, "gptq_v2": 0}
+PARTS = ("qweight", "qzeros", "scales", "g_idx")
+
+
+@dataclass(frozen=True, slots=True)
+class Packed:
+    """One linear as it is stored, without its bias."""
+
+    qweight: "Tensor"
+    qzeros: "Tensor"
+    scales: "Tensor"
+    g_idx: "Tensor"
+
+    def named(self, prefix: str) -> "dict[str, Tensor]":
+        """The tensors under the names that a checkpoint gives them."""
+        return {
+            f"{prefix}.qweight": self.qweight,
+            f"{prefix}.qzeros": self.qzeros,
+            f"{prefix}.scales": self.scales,
+            f"{prefix}.g_idx": self.g_idx,
+        }
+
+
+def packed_from(tensors: "Mapping[str, Tensor]", prefix: str) -> Packed:
+    """The linear that a checkpoint holds under `prefix`."""
+    return Packed(*(tensors[f"{prefix}.{part}"] for part in PARTS))
+
+
+def pack(codes_CO: "Tensor", scale_GO: "Tensor", zero_GO: "Tensor", *, bits: int, offset: int = 1) -> Packed:
+    """Packs codes 0 to 2^bits - 1, scales that float16 holds and zero points 1 to 2^bits - 1."""
+    import torch
+
+    groups, columns = scale_GO.shape[0], codes_CO.shape[0]
+    return Packed(
+        qweight=_pack_rows(codes_CO, bits).contiguous(),
+        qzeros=_pack_rows((zero_GO - offset).t(), bits).t().contiguous(),
+        scales=scale_GO.half().contiguous(),
+        g_idx=(torch.arange(columns, device=codes_CO.device) // (columns // groups)).to(torch.int32),
+    )
+
+
+def unpack(packed: Packed, *, bits: int, offset: int = 1) -> "tuple[Tensor, Tensor, Tensor]":
+    """Codes [C, O] (int32), scales [groups, O] and zero points [groups, O] (float32)."""
+    zeros_GO = _unpack_rows(packed.qzeros.t(), bits).t() + offset
+    return _unpack_rows(packed.qweight, bits), packed.scales.float(), zeros_GO.float()
+
+
+def dequantize(packed: Packed, *, bits: int, offset: int = 1) -> "Tensor":
+    """The weight [O, C] in float32: exactly scale * (code - zero), a product that float32 holds whole."""
+    codes_CO, scale_GO, zero_GO = unpack(packed, bits=bits, offset=offset)
+    group_C = packed.g_idx.long()
+    return ((codes_CO.float() - zero_GO[group_C]) * scale_GO[group_C]).t().contiguous()
+
+
+def _pack_rows(values_CO: "Tensor", bits: int) -> "Tensor":
+    import torch
+
+    per_word = 32 // bits
+    fields = values_CO.to(torch.int32).reshape(-1, per_word, values_CO.shape[1])
+    words = torch.zeros_like(fields[:, 0])
+    for index in range(per_word):
+        words |= fields[:, index] << (bits * index)
+    return words
+
+
+def _unpack_rows(words_WO: "Tensor", bits: int) -> "Tensor":
+    import torch
+
+    shifts = torch.arange(0, 32, bits, dtype=torch.int32, device=words_WO.device)
+    fields = (words_WO.unsqueeze(1) >> shifts[None, :, None]) & (2**bits - 1)
+    return fields.reshape(-1, words_WO.shape[1])

@@ -1,0 +1,87 @@
+# torch leaves some of its types open.
+# pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
+"""Reading checkpoints by the names of an unquantized one: plain folders, and folders in the GPTQ format."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from decant.errors import QuantizeError
+from decant_quant.checkpoint import Checkpoint, StoredTensor, open_quantized
+from decant_quant.methods.gptq.packing import OFFSETS, PARTS, dequantize, packed_from
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+_SUFFIX = ".weight"
+
+
+def read_plain(checkpoint: Checkpoint, names: Sequence[str]) -> "Mapping[str, Tensor]":
+    """Tensors of an unquantized checkpoint, as float32."""
+    import torch
+
+    stored = [checkpoint.tensors[name] for name in names]
+    return {t.name: torch.from_numpy(t.widen(t.read())) for t in stored}
+
+
+@dataclass(frozen=True, slots=True)
+class GptqCheckpoint:
+    """A folder in the GPTQ format whose tensors are read as if it had never been quantized."""
+
+    checkpoint: Checkpoint
+    bits: int
+    offset: int
+
+    @property
+    def names(self) -> list[str]:
+        """The tensors that an unquantized checkpoint of the same model has."""
+        stored = self.checkpoint.tensors
+        whole = [name for name in stored if name.rpartition(".")[2] not in PARTS]
+        packed = [name.removesuffix(".qweight") + _SUFFIX for name in stored if name.endswith(".qweight")]
+        return [*whole, *packed]
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """The shape that `read` gives a tensor."""
+        stored = self.checkpoint.tensors
+        if name in stored:
+            return stored[name].shape
+        rows, outputs = stored[f"{name.removesuffix(_SUFFIX)}.qweight"].shape
+        return outputs, rows * 32 // self.bits
+
+    def read(self, names: Sequence[str]) -> "Mapping[str, Tensor]":
+        """Tensors as float32; quantized weights are restored exactly."""
+        return {name: self._read(name) for name in names}
+
+    def _read(self, name: str) -> "Tensor":
+        stored = self.checkpoint.tensors
+        if name in stored:
+            return read_plain(self.checkpoint, [name])[name]
+        prefix = name.removesuffix(_SUFFIX)
+        missing = [part for part in PARTS if f"{prefix}.{part}" not in stored]
+        if missing:
+            raise QuantizeError(
+                f"{self.checkpoint.folder}: lacks {prefix}.{missing[0]}; copy the folder again"
+            )
+        parts = {f"{prefix}.{part}": _as_stored(stored[f"{prefix}.{part}"]) for part in PARTS}
+        return dequantize(packed_from(parts, prefix), bits=self.bits, offset=self.offset)
+
+
+def open_gptq(folder: Path) -> GptqCheckpoint:
+    """Opens a folder in the GPTQ format; QuantizeError for any other, or a layout that is not read here."""
+    checkpoint = open_quantized(folder)
+    settings: Mapping[str, Any] = checkpoint.config["quantization_config"]
+    method, layout = settings.get("quant_method"), settings.get("checkpoint_format", "gptq")
+    bits = settings.get("bits")
+    if method != "gptq" or layout not in OFFSETS or bits not in (4, 8):
+        raise QuantizeError(
+            f"{folder}: is quantized with {method}, {bits} bits, layout {layout}; only gptq of 4 or 8 bits in"
+            f" the layouts {' and '.join(OFFSETS)} can be restored"
+        )
+    return GptqCheckpoint(checkpoint, bits, OFFSETS[layout])
+
+
+def _as_stored(tensor: StoredTensor) -> "Tensor":
+    import torch
+
+    return torch.from_numpy(tensor.read().copy())

@@ -1,0 +1,55 @@
+"""What the methods that calibrate can be told: the `gptq` and `calibration` tables of `decant quantize`."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+from pydantic import Field
+
+from decant.config import Config, OptionalInputPath
+
+
+class GptqConfig(Config):
+    """The grid of a GPTQ checkpoint and how its codes are found."""
+
+    bits: Literal[4, 8] = Field(default=4, description="bits per weight")
+    group_size: Literal[-1, 32, 64, 128, 256] = Field(
+        default=128, description="input columns that share a scale; -1: all of them"
+    )
+    act_order: bool = Field(
+        default=True, description="solve the columns with the largest inputs first; groups stay in place"
+    )
+    sym: bool = Field(default=True, description="one zero point in the middle, which every engine loads")
+    damping: float = Field(
+        default=0.01, gt=0, lt=1, description="part of the Hessian's mean diagonal that is added to it"
+    )
+    device: Literal["auto", "cpu", "cuda"] = Field(
+        default="auto", description="where to compute; auto: a GPU if there is one"
+    )
+
+
+class CalibrationConfig(Config):
+    """The rows that a method calibrates on, and the held-out ones that its loss is measured on."""
+
+    dataset: OptionalInputPath = Field(
+        default=None, description="JSONL rows (messages, prompt + completion, or text) or a .txt file"
+    )
+    heldout: OptionalInputPath = Field(
+        default=None, description="rows to measure on; when left out, rows of the dataset that were not used"
+    )
+    rows: int = Field(default=128, ge=1, description="rows to calibrate on")
+    heldout_rows: int = Field(default=32, ge=1, description="rows to measure on")
+    max_tokens: int = Field(
+        default=512, ge=2, description="longest row, in tokens; the window of a text file"
+    )
+    skip_long: bool = Field(default=False, description="leave longer rows out instead of refusing them")
+    seed: int = Field(default=0, description="same seed, same rows")
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """What a method may need beside the model: its tables, and a folder to resume from (None: no resume)."""
+
+    gptq: GptqConfig = field(default_factory=GptqConfig)
+    calibration: CalibrationConfig = field(default_factory=CalibrationConfig)
+    progress_folder: Path | None = None
