@@ -2,13 +2,14 @@
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal, NoReturn, cast
 
 from pydantic import ValidationError
 
 from decant.wire import ChatRequest, CompletionRequest
-from decant_serve.openai_errors import refusal, unknown_model
+from decant_serve.openai_errors import refusal
+from decant_serve.voices import PlainVoice, Voice
 
 Route = Literal["chat", "completions"]
 
@@ -86,21 +87,36 @@ class Features:
 
 @dataclass(frozen=True, slots=True)
 class Call:
-    """One validated request: as sent, and as read."""
+    """One validated request: as sent to the engine, as read, and how its answer is written.
+
+    `raw` holds the bytes of `body` as the client sent them; None where the gateway wrote the body itself.
+    """
 
     route: Route
-    raw: bytes
+    raw: bytes | None
     body: dict[str, Any]
     request: ChatRequest | CompletionRequest
+    voice: Voice = field(default_factory=PlainVoice)
 
 
-def read_call(route: Route, raw: bytes, *, model: str, engine: str, features: Features) -> Call:
-    """Checks a body for the served `model`; ApiFault for what is malformed, unknown or unsupported."""
-    body = _parse(raw)
-    if not isinstance(body.get("model"), str):
+def parse_body(raw: bytes) -> dict[str, Any]:
+    """The JSON object in a body, with its `model` there; ApiFault for anything else."""
+    try:
+        body = json.loads(raw, parse_constant=_no_constant)
+    except (ValueError, RecursionError) as error:
+        raise refusal(f"the body is not JSON: {error}", code="invalid_json") from None
+    if not isinstance(body, dict):
+        raise refusal("the body must be a JSON object", code="invalid_json")
+    known = cast("dict[str, Any]", body)
+    if not isinstance(known.get("model"), str):
         raise refusal("you must provide a model parameter", param="model", code="missing_required_parameter")
-    if body["model"] != model:
-        raise unknown_model(body["model"], model)
+    return known
+
+
+def read_call(
+    route: Route, raw: bytes | None, body: dict[str, Any], *, engine: str, features: Features
+) -> Call:
+    """Checks a body against what its engine honours; ApiFault for what is malformed or unsupported."""
     if not features.takes_anything:
         for name, value in body.items():
             _check_parameter(name, value, route=route, engine=engine, features=features)
@@ -111,16 +127,6 @@ def read_call(route: Route, raw: bytes, *, model: str, engine: str, features: Fe
     if not features.takes_anything:
         _check_values(request)
     return Call(route, raw, body, request)
-
-
-def _parse(raw: bytes) -> dict[str, Any]:
-    try:
-        body = json.loads(raw, parse_constant=_no_constant)
-    except (ValueError, RecursionError) as error:
-        raise refusal(f"the body is not JSON: {error}", code="invalid_json") from None
-    if not isinstance(body, dict):
-        raise refusal("the body must be a JSON object", code="invalid_json")
-    return cast("dict[str, Any]", body)
 
 
 def _no_constant(name: str) -> NoReturn:

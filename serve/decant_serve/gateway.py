@@ -1,193 +1,129 @@
-"""The HTTP surface: routes, model pages, health, and each completion's way to the engine and back."""
+"""The HTTP surface: routes, model pages, health, metrics and timings."""
 
 import asyncio
-import json
 import logging
-import time
-from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any
 
-import httpx
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
-from starlette.requests import ClientDisconnect, Request
+from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
-from starlette.types import Receive, Scope, Send
+from starlette.types import ASGIApp
 
-from decant_serve.admission import Admission
-from decant_serve.calls import PATHS, Call, read_call, with_usage_chunk
-from decant_serve.calls import Route as RouteName
-from decant_serve.disconnects import ClientGone, while_connected
-from decant_serve.engines.protocol import Engine
-from decant_serve.exchange import Exchange, Reply, request_id_of
-from decant_serve.openai_errors import ApiFault, from_engine, timed_out, unavailable, unknown_model
-from decant_serve.passage import Passage
-from decant_serve.supervisor import Supervisor
-from decant_serve.timing_log import TimingLog
+from decant_serve.calls import PATHS
+from decant_serve.completions import Completions
+from decant_serve.front import Front
+from decant_serve.metrics import CONTENT_TYPE, Reading
+from decant_serve.openai_errors import ApiFault, unknown_model
+from decant_serve.served import Gateway, ServedModel
 
 _log = logging.getLogger(__name__)
 
-_BODY_LIMIT_BYTES = 16 * 2**20
+
+def gateway_app(gateway: Gateway) -> ASGIApp:
+    """The ASGI application."""
+    pages = Pages(gateway)
+    routes = [
+        Route("/health", pages.health),
+        Route("/ready", pages.ready),
+        Route("/metrics", pages.metrics),
+        Route("/v1/models", pages.models),
+        Route("/v1/models/{model:path}", pages.model),
+        Route("/v1/requests/{request_id:path}/timing", pages.timing),
+        Route(PATHS["chat"], Completions(gateway, "chat"), methods=["POST"]),
+        Route(PATHS["completions"], Completions(gateway, "completions"), methods=["POST"]),
+    ]
+    handlers = {HTTPException: _http_error, Exception: _server_error}
+    return Front(Starlette(routes=routes, exception_handlers=handlers), access=gateway.access)
 
 
-@dataclass(frozen=True, slots=True)
-class Gateway:
-    """One served model: its page, its engine, who may go to it, and the log of what happened."""
+class Pages:
+    """Every route that is no completion."""
 
-    model: str
-    page: Mapping[str, Any]
-    engine: Engine
-    supervisor: Supervisor
-    admission: Admission
-    timings: TimingLog
-    request_limit_s: float
+    def __init__(self, gateway: Gateway) -> None:
+        self._gateway = gateway
 
-    def app(self) -> Starlette:
-        """The ASGI application."""
-        return Starlette(
-            routes=[
-                Route("/health", self._health),
-                Route("/ready", self._ready),
-                Route("/v1/models", self._models),
-                Route("/v1/models/{model:path}", self._model),
-                Route("/v1/requests/{request_id:path}/timing", self._timing),
-                Route(PATHS["chat"], Completions(self, "chat"), methods=["POST"]),
-                Route(PATHS["completions"], Completions(self, "completions"), methods=["POST"]),
-            ],
-            exception_handlers={HTTPException: _http_error, Exception: _server_error},
-        )
-
-    async def _health(self, _: Request) -> Response:
-        engine = {
-            "name": self.engine.describe().name,
-            "state": self.supervisor.state,
-            "restarts": self.supervisor.restarts,
+    async def health(self, _: Request) -> Response:
+        """The gateway lives; what its engines do, and how much goes on."""
+        served = self._gateway.models.values()
+        requests = {
+            "running": sum(model.admission.running for model in served),
+            "waiting": sum(model.admission.waiting for model in served),
         }
-        requests = {"running": self.admission.running, "waiting": self.admission.waiting}
-        return JSONResponse({"status": "ok", "engine": engine, "requests": requests})
+        models = {model.name: _engine_state(model) for model in served}
+        tasks = len(asyncio.all_tasks())
+        return JSONResponse({"status": "ok", "models": models, "requests": requests, "tasks": tasks})
 
-    async def _ready(self, _: Request) -> Response:
-        state = self.supervisor.state
+    async def ready(self, _: Request) -> Response:
+        """200 when requests can come to every model."""
+        states = [model.supervisor.state for model in self._gateway.models.values()]
+        state = next((state for state in states if state != "ready"), "ready")
+        if self._gateway.drain.is_draining:
+            state = "draining"
         return JSONResponse({"ready": state == "ready", "state": state}, 200 if state == "ready" else 503)
 
-    async def _models(self, _: Request) -> Response:
-        listed = {name: value for name, value in self.page.items() if name != "decant"}
-        return JSONResponse({"object": "list", "data": [listed]})
+    async def metrics(self, _: Request) -> Response:
+        """Prometheus' text format."""
+        return Response(self._gateway.metrics.render(self._readings()), media_type=CONTENT_TYPE)
 
-    async def _model(self, request: Request) -> Response:
+    async def models(self, _: Request) -> Response:
+        """OpenAI's list."""
+        pages = [model.page for model in self._gateway.models.values()]
+        listed = [{name: value for name, value in page.items() if name != "decant"} for page in pages]
+        return JSONResponse({"object": "list", "data": listed})
+
+    async def model(self, request: Request) -> Response:
+        """One model's page."""
         name: str = request.path_params["model"]
-        return JSONResponse(self.page) if name == self.model else unknown_model(name, self.model).response()
+        served = self._gateway.models.get(name)
+        return JSONResponse(served.page) if served else unknown_model(name, self._gateway.models).response()
 
-    async def _timing(self, request: Request) -> Response:
-        record = self.timings.get(request.path_params["request_id"])
-        if record is None:
+    async def timing(self, request: Request) -> Response:
+        """One request's record, to whoever sent it."""
+        record = self._gateway.timings.get(request.path_params["request_id"])
+        key = request.scope["state"]["key"]
+        if record is None or record.key != (key.name if key else None):
             message = "no such request, or it is too long ago; --timing-log keeps them all"
             return ApiFault(404, message, type="not_found_error", code="request_not_found").response()
-        return JSONResponse(record)
+        return JSONResponse(record.to_dict())
 
-
-class Completions:
-    """One completion route as an ASGI application: it owns the request from its body to its record."""
-
-    def __init__(self, gateway: Gateway, route: RouteName) -> None:
-        self._gateway = gateway
-        self._route: RouteName = route
-        description = gateway.engine.describe()
-        self._engine_name = description.name
-        self._features = description.features
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answers one request and records its timing, whatever happens to it."""
-        exchange = Exchange(request_id_of(scope), self._route)
-        reply = Reply(send, exchange)
-        request = Request(scope, receive)
-        try:
-            call = await self._read(request)
-            exchange.streamed = call.request.stream
-            await while_connected(request, self._forward(call, exchange, reply))
-            await reply.finish()
-        except (ClientGone, ClientDisconnect):
-            exchange.leave()
-        except ApiFault as fault:
-            await reply.fail(fault)
-        except BaseException:
-            exchange.fail("gateway_error", 500)
-            raise
-        finally:
-            self._gateway.timings.add(exchange.record(self._gateway.model))
-
-    async def _read(self, request: Request) -> Call:
-        raw = bytearray()
-        async for part in request.stream():
-            raw += part
-            if len(raw) > _BODY_LIMIT_BYTES:
-                message = f"the body is larger than {_BODY_LIMIT_BYTES} bytes"
-                raise ApiFault(413, message, code="request_too_large")
-        return read_call(
-            self._route,
-            bytes(raw),
-            model=self._gateway.model,
-            engine=self._engine_name,
-            features=self._features,
+    def _readings(self) -> list[Reading]:
+        served = list(self._gateway.models.values())
+        labels = [{"model": model.name, "engine": model.engine_name} for model in served]
+        values = {
+            ("decant_requests_running", "Requests in the engine.", "gauge"): [
+                model.admission.running for model in served
+            ],
+            ("decant_requests_waiting", "Requests in the gateway's queue.", "gauge"): [
+                model.admission.waiting for model in served
+            ],
+            ("decant_engine_up", "Whether the engine takes requests.", "gauge"): [
+                int(model.supervisor.state == "ready") for model in served
+            ],
+            ("decant_engine_restarts_total", "Times that the engine died and came back.", "counter"): [
+                model.supervisor.restarts for model in served
+            ],
+        }
+        lost = Reading(
+            "decant_timing_records_lost_total",
+            "Timing records that could not be written to their file.",
+            "counter",
+            [({}, self._gateway.timings.lost)],
         )
-
-    async def _forward(self, call: Call, exchange: Exchange, reply: Reply) -> None:
-        async with self._gateway.admission.slot():
-            exchange.admitted_s = time.perf_counter()
-            if self._gateway.supervisor.state != "ready":
-                raise unavailable(f"the {self._engine_name} engine is being restarted")
-            limit_s = self._gateway.request_limit_s
-            try:
-                async with asyncio.timeout(limit_s):
-                    await self._relay(call, exchange, reply)
-            except TimeoutError:
-                raise timed_out(limit_s) from None
-            except httpx.TransportError as error:
-                _log.warning("request=%s event=engine-lost detail=%r", exchange.request_id, error)
-                raise unavailable(f"the {self._engine_name} engine went away while it answered") from None
-
-    async def _relay(self, call: Call, exchange: Exchange, reply: Reply) -> None:
-        headers = {"content-type": "application/json", "x-request-id": exchange.request_id}
-        content = self._content(call)
-        client = self._gateway.supervisor.client
-        async with client.stream("POST", PATHS[self._route], content=content, headers=headers) as upstream:
-            if upstream.status_code != 200:
-                raise from_engine(upstream.status_code, await upstream.aread(), upstream.headers)
-            if call.request.stream:
-                await _pass_stream(upstream, call, exchange, reply)
-            else:
-                await _pass_whole(upstream, exchange, reply)
-
-    def _content(self, call: Call) -> bytes:
-        body = self._gateway.engine.prepare(call.body)
-        if call.request.stream and self._features.usage_chunk and not call.request.include_usage:
-            body = with_usage_chunk(body)
-        return call.raw if body is call.body else json.dumps(body).encode()
+        readings = [
+            Reading(*about, list(zip(labels, numbers, strict=True))) for about, numbers in values.items()
+        ]
+        return [*readings, lost]
 
 
-async def _pass_stream(upstream: httpx.Response, call: Call, exchange: Exchange, reply: Reply) -> None:
-    passage = exchange.passage = Passage(wants_usage=call.request.include_usage)
-    async for received in upstream.aiter_bytes():
-        at_s = time.perf_counter()
-        exchange.received(at_s)
-        passed = passage.take(received, at_s)
-        if passed:
-            await reply.write(passed)
-    if passage.has_error:
-        exchange.fail("engine_error", 200)
-    elif not passage.is_done:
-        raise ApiFault(502, "the engine ended its answer early", type="server_error", code="stream_broken")
-
-
-async def _pass_whole(upstream: httpx.Response, exchange: Exchange, reply: Reply) -> None:
-    body = bytearray()
-    async for received in upstream.aiter_bytes():
-        exchange.received(time.perf_counter())
-        body += received
-    exchange.passage.read_whole(bytes(body))
-    reply.set_whole(200, bytes(body))
+def _engine_state(model: ServedModel) -> dict[str, object]:
+    return {
+        "engine": model.engine_name,
+        "state": model.supervisor.state,
+        "restarts": model.supervisor.restarts,
+        "running": model.admission.running,
+        "waiting": model.admission.waiting,
+    }
 
 
 async def _http_error(_: Request, error: Exception) -> Response:

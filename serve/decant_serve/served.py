@@ -1,0 +1,49 @@
+"""What a gateway holds while it runs: the models that it routes to, and what all their requests share."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from decant_serve.access import Access
+from decant_serve.admission import Admission
+from decant_serve.deadlines import Drain
+from decant_serve.engines.protocol import Engine
+from decant_serve.metrics import Metrics
+from decant_serve.supervisor import Supervisor
+from decant_serve.timing_log import TimingLog
+
+
+@dataclass(frozen=True, slots=True)
+class ServedModel:
+    """One model: its page, its engine, and who may go to it."""
+
+    name: str
+    page: Mapping[str, Any]
+    engine: Engine
+    supervisor: Supervisor
+    admission: Admission
+
+    @property
+    def engine_name(self) -> str:
+        """The engine's name, as in the table of engines."""
+        return self.engine.describe().name
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What one request may take: seconds in the engine, bytes of body."""
+
+    request_limit_s: float
+    body_limit_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Gateway:
+    """Models by name, who may ask, the way out, and the record of what happened."""
+
+    models: Mapping[str, ServedModel]
+    access: Access
+    drain: Drain
+    timings: TimingLog
+    metrics: Metrics
+    limits: Limits
