@@ -9,9 +9,11 @@ from pydantic import ValidationError
 
 from decant.wire import ChatRequest, CompletionRequest
 from decant_serve.openai_errors import refusal
+from decant_serve.structured import check_response_format, check_tools
 from decant_serve.voices import PlainVoice, Voice
 
 Route = Literal["chat", "completions"]
+"""What engines have; the gateway's other routes are written in terms of these."""
 
 PATHS: Mapping[Route, str] = {"chat": "/v1/chat/completions", "completions": "/v1/completions"}
 
@@ -125,7 +127,7 @@ def read_call(
     except ValidationError as error:
         _refuse(error)
     if not features.takes_anything:
-        _check_values(request)
+        _check_values(request, takes_tools="tools" in features.parameters(route))
     return Call(route, raw, body, request)
 
 
@@ -156,14 +158,31 @@ def _refuse(error: ValidationError) -> NoReturn:
     raise refusal(f"{where}: {first['msg']}", param=where, code=code) from None
 
 
-def _check_values(request: ChatRequest | CompletionRequest) -> None:
+def _check_values(request: ChatRequest | CompletionRequest, *, takes_tools: bool) -> None:
     if request.token_limit == 0:
         raise refusal("max_tokens: must be at least 1", param="max_tokens", code="invalid_value")
     if isinstance(request, CompletionRequest):
+        _check_prompts(request.prompt)
         return
+    if request.response_format is not None:
+        check_response_format(request.response_format)
+    check_tools(request.tools or [], request.tool_choice)
+    _check_messages(request, takes_tools=takes_tools)
+
+
+def _check_prompts(prompt: str | list[Any]) -> None:
+    """One prompt per request: of several, engines count the usage of one."""
+    if isinstance(prompt, list) and len(prompt) > 1 and not all(isinstance(item, int) for item in prompt):
+        raise refusal("prompt: send one prompt per request", param="prompt", code="unsupported_value")
+
+
+def _check_messages(request: ChatRequest, *, takes_tools: bool) -> None:
     if request.top_logprobs and not request.logprobs:
         raise refusal("top_logprobs: needs logprobs=true", param="top_logprobs", code="invalid_value")
     for index, message in enumerate(request.messages):
+        if not takes_tools and (message.role == "tool" or message.tool_calls):
+            fault = f"messages.{index}: this model's engine takes no tool calls"
+            raise refusal(fault, param="messages", code="unsupported_value")
         try:
             message.text().encode()
         except UnicodeEncodeError:

@@ -4,6 +4,7 @@ import asyncio
 import json
 import logging
 import time
+from typing import Literal
 
 import httpx
 from starlette.datastructures import Headers
@@ -11,10 +12,10 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.types import Receive, Scope, Send
 
 from decant_serve.calls import PATHS, Call, parse_body, read_call, with_usage_chunk
-from decant_serve.calls import Route as RouteName
 from decant_serve.deadlines import asked_limit_s, within
 from decant_serve.disconnects import ClientGone, while_connected
 from decant_serve.exchange import Exchange, Reply
+from decant_serve.gateway import Gateway, ServedModel
 from decant_serve.openai_errors import (
     ApiFault,
     deadline_passed,
@@ -27,10 +28,11 @@ from decant_serve.openai_errors import (
     unknown_model,
 )
 from decant_serve.passage import Passage
-from decant_serve.served import Gateway, ServedModel
+from decant_serve.responses_call import read_responses
 
 _log = logging.getLogger(__name__)
 
+GatewayRoute = Literal["chat", "completions", "responses"]
 TIMING_HEADER = "X-Decant-Timing"
 
 _BODY_LIMIT_S = 60.0
@@ -41,9 +43,9 @@ _FAREWELL_LIMIT_S = 5.0
 class Completions:
     """One completion route as an ASGI application: it owns the request from its body to its record."""
 
-    def __init__(self, gateway: Gateway, route: RouteName) -> None:
+    def __init__(self, gateway: Gateway, route: GatewayRoute) -> None:
         self._gateway = gateway
-        self._route: RouteName = route
+        self._route: GatewayRoute = route
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answers one request and records its timing, whatever happens to it."""
@@ -102,8 +104,10 @@ class Completions:
         if served is None:
             raise unknown_model(body["model"], self._gateway.models)
         exchange.served = served
-        features = served.engine.describe().features
-        return served, read_call(self._route, raw, body, engine=served.engine_name, features=features)
+        engine, features = served.engine_name, served.supervisor.features
+        if self._route == "responses":
+            return served, read_responses(body, engine=engine, features=features)
+        return served, read_call(self._route, raw, body, engine=engine, features=features)
 
     async def _forward(self, served: ServedModel, call: Call, exchange: Exchange, reply: Reply) -> None:
         limit_s = self._gateway.limits.request_limit_s
@@ -150,7 +154,7 @@ async def _relay(served: ServedModel, call: Call, exchange: Exchange, reply: Rep
 
 def _content(served: ServedModel, call: Call) -> bytes:
     body = served.engine.prepare(call.body)
-    usage_chunk = served.engine.describe().features.usage_chunk
+    usage_chunk = served.supervisor.features.usage_chunk
     if call.request.stream and usage_chunk and not call.request.include_usage:
         body = with_usage_chunk(body)
     return call.raw if body is call.body and call.raw is not None else json.dumps(body).encode()

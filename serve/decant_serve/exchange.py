@@ -13,9 +13,9 @@ from starlette.types import Scope, Send
 from decant.timing import RequestTiming
 from decant_serve.access import Key
 from decant_serve.breakdown import Breakdown, break_down
+from decant_serve.gateway import ServedModel
 from decant_serve.openai_errors import ApiFault
 from decant_serve.passage import Passage
-from decant_serve.served import ServedModel
 from decant_serve.timing_log import TimingRecord
 from decant_serve.voices import PlainVoice, Voice
 

@@ -1,139 +1,49 @@
-"""The HTTP surface: routes, model pages, health, metrics and timings."""
+"""What a gateway holds while it runs: the models that it routes to, and what all their requests share."""
 
-import asyncio
-import logging
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
 
-from starlette.applications import Starlette
-from starlette.exceptions import HTTPException
-from starlette.requests import Request
-from starlette.responses import JSONResponse, Response
-from starlette.routing import Route
-from starlette.types import ASGIApp
-
-from decant_serve.calls import PATHS
-from decant_serve.completions import Completions
-from decant_serve.front import Front
-from decant_serve.metrics import CONTENT_TYPE, Reading
-from decant_serve.openai_errors import ApiFault, unknown_model
-from decant_serve.served import Gateway, ServedModel
-
-_log = logging.getLogger(__name__)
+from decant_serve.access import Access
+from decant_serve.admission import Admission
+from decant_serve.deadlines import Drain
+from decant_serve.engines.protocol import Engine
+from decant_serve.metrics import Metrics
+from decant_serve.supervisor import Supervisor
+from decant_serve.timing_log import TimingLog
 
 
-def gateway_app(gateway: Gateway) -> ASGIApp:
-    """The ASGI application."""
-    pages = Pages(gateway)
-    routes = [
-        Route("/health", pages.health),
-        Route("/ready", pages.ready),
-        Route("/metrics", pages.metrics),
-        Route("/v1/models", pages.models),
-        Route("/v1/models/{model:path}", pages.model),
-        Route("/v1/requests/{request_id:path}/timing", pages.timing),
-        Route(PATHS["chat"], Completions(gateway, "chat"), methods=["POST"]),
-        Route(PATHS["completions"], Completions(gateway, "completions"), methods=["POST"]),
-    ]
-    handlers = {HTTPException: _http_error, Exception: _server_error}
-    return Front(Starlette(routes=routes, exception_handlers=handlers), access=gateway.access)
+@dataclass(frozen=True, slots=True)
+class ServedModel:
+    """One model: its page, its engine, and who may go to it."""
+
+    name: str
+    page: Mapping[str, Any]
+    engine: Engine
+    supervisor: Supervisor
+    admission: Admission
+
+    @property
+    def engine_name(self) -> str:
+        """The engine's name, as in the table of engines."""
+        return self.engine.describe().name
 
 
-class Pages:
-    """Every route that is no completion."""
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What one request may take: seconds in the engine, bytes of body."""
 
-    def __init__(self, gateway: Gateway) -> None:
-        self._gateway = gateway
-
-    async def health(self, _: Request) -> Response:
-        """The gateway lives; what its engines do, and how much goes on."""
-        served = self._gateway.models.values()
-        requests = {
-            "running": sum(model.admission.running for model in served),
-            "waiting": sum(model.admission.waiting for model in served),
-        }
-        models = {model.name: _engine_state(model) for model in served}
-        tasks = len(asyncio.all_tasks())
-        return JSONResponse({"status": "ok", "models": models, "requests": requests, "tasks": tasks})
-
-    async def ready(self, _: Request) -> Response:
-        """200 when requests can come to every model."""
-        states = [model.supervisor.state for model in self._gateway.models.values()]
-        state = next((state for state in states if state != "ready"), "ready")
-        if self._gateway.drain.is_draining:
-            state = "draining"
-        return JSONResponse({"ready": state == "ready", "state": state}, 200 if state == "ready" else 503)
-
-    async def metrics(self, _: Request) -> Response:
-        """Prometheus' text format."""
-        return Response(self._gateway.metrics.render(self._readings()), media_type=CONTENT_TYPE)
-
-    async def models(self, _: Request) -> Response:
-        """OpenAI's list."""
-        pages = [model.page for model in self._gateway.models.values()]
-        listed = [{name: value for name, value in page.items() if name != "decant"} for page in pages]
-        return JSONResponse({"object": "list", "data": listed})
-
-    async def model(self, request: Request) -> Response:
-        """One model's page."""
-        name: str = request.path_params["model"]
-        served = self._gateway.models.get(name)
-        return JSONResponse(served.page) if served else unknown_model(name, self._gateway.models).response()
-
-    async def timing(self, request: Request) -> Response:
-        """One request's record, to whoever sent it."""
-        record = self._gateway.timings.get(request.path_params["request_id"])
-        key = request.scope["state"]["key"]
-        if record is None or record.key != (key.name if key else None):
-            message = "no such request, or it is too long ago; --timing-log keeps them all"
-            return ApiFault(404, message, type="not_found_error", code="request_not_found").response()
-        return JSONResponse(record.to_dict())
-
-    def _readings(self) -> list[Reading]:
-        served = list(self._gateway.models.values())
-        labels = [{"model": model.name, "engine": model.engine_name} for model in served]
-        values = {
-            ("decant_requests_running", "Requests in the engine.", "gauge"): [
-                model.admission.running for model in served
-            ],
-            ("decant_requests_waiting", "Requests in the gateway's queue.", "gauge"): [
-                model.admission.waiting for model in served
-            ],
-            ("decant_engine_up", "Whether the engine takes requests.", "gauge"): [
-                int(model.supervisor.state == "ready") for model in served
-            ],
-            ("decant_engine_restarts_total", "Times that the engine died and came back.", "counter"): [
-                model.supervisor.restarts for model in served
-            ],
-        }
-        lost = Reading(
-            "decant_timing_records_lost_total",
-            "Timing records that could not be written to their file.",
-            "counter",
-            [({}, self._gateway.timings.lost)],
-        )
-        readings = [
-            Reading(*about, list(zip(labels, numbers, strict=True))) for about, numbers in values.items()
-        ]
-        return [*readings, lost]
+    request_limit_s: float
+    body_limit_bytes: int
 
 
-def _engine_state(model: ServedModel) -> dict[str, object]:
-    return {
-        "engine": model.engine_name,
-        "state": model.supervisor.state,
-        "restarts": model.supervisor.restarts,
-        "running": model.admission.running,
-        "waiting": model.admission.waiting,
-    }
+@dataclass(frozen=True, slots=True)
+class Gateway:
+    """Models by name, who may ask, the way out, and the record of what happened."""
 
-
-async def _http_error(_: Request, error: Exception) -> Response:
-    assert isinstance(error, HTTPException)
-    code = {404: "not_found", 405: "method_not_allowed"}.get(error.status_code)
-    return ApiFault(error.status_code, error.detail, code=code, headers=error.headers).response()
-
-
-async def _server_error(_: Request, error: Exception) -> Response:
-    _log.error("event=gateway-error", exc_info=error)
-    return ApiFault(
-        500, "the gateway failed; its log says why", type="server_error", code="internal_error"
-    ).response()
+    models: Mapping[str, ServedModel]
+    access: Access
+    drain: Drain
+    timings: TimingLog
+    metrics: Metrics
+    limits: Limits

@@ -34,7 +34,7 @@ class Histogram:
         """The text format: cumulative buckets, sum and count."""
         yield from _head(self._name, self._help, "histogram")
         for labels, counts in self._counts.items():
-            shown = dict(zip(_LABELS, labels, strict=True))
+            shown: dict[str, str] = dict(zip(_LABELS, labels, strict=True))
             total = 0
             for bound, count in zip((*self._bounds, "+Inf"), counts, strict=True):
                 total += count

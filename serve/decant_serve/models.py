@@ -16,8 +16,8 @@ from decant.errors import ConfigError, EngineError
 from decant.golden import GoldenReport
 from decant_serve.admission import Admission
 from decant_serve.engines.protocol import Engine, EngineSettings, build_engine
+from decant_serve.gateway import ServedModel
 from decant_serve.golden_check import check_golden
-from decant_serve.served import ServedModel
 from decant_serve.supervisor import Supervisor
 from decant_serve.target import Target, find_target
 

@@ -21,11 +21,11 @@ from decant.errors import ConfigError, EndpointError
 from decant.files import write_json
 from decant_serve.access import Access, load_access
 from decant_serve.deadlines import Drain
-from decant_serve.gateway import gateway_app
+from decant_serve.gateway import Gateway, Limits, ServedModel
 from decant_serve.http_server import HttpServer
 from decant_serve.metrics import Metrics
 from decant_serve.models import ModelConfig, ModelTable, Startup, find_models
-from decant_serve.served import Gateway, Limits, ServedModel
+from decant_serve.routes import gateway_app
 from decant_serve.timing_log import TimingLog
 
 # A Unix socket's path is limited to 108 bytes.
