@@ -46,6 +46,7 @@ class Access:
 
     def __init__(self, keys: tuple[Key, ...] = ()) -> None:
         self._keys = keys
+        self.refused = 0
 
     @property
     def is_open(self) -> bool:
@@ -61,6 +62,7 @@ class Access:
         # Every key is compared, in constant time: how long it takes says nothing about any of them.
         matches = [key for key in self._keys if hmac.compare_digest(key.digest, digest)]
         if not matches:
+            self.refused += 1
             raise unauthorized()
         return matches[0]
 

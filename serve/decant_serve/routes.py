@@ -121,7 +121,13 @@ class Pages:
         readings = [
             Reading(*about, list(zip(labels, numbers, strict=True))) for about, numbers in values.items()
         ]
-        return [*readings, lost]
+        refused = Reading(
+            "decant_unauthorized_total",
+            "Requests without a known API key.",
+            "counter",
+            [({}, self._gateway.access.refused)],
+        )
+        return [*readings, lost, refused]
 
 
 def _engine_state(model: ServedModel) -> dict[str, object]:

@@ -62,6 +62,12 @@ def test_only_the_probes_are_open(server: Any, path: str) -> None:
     assert server.http.get("/health").status_code == server.http.get("/ready").status_code == 200
 
 
+def test_requests_that_are_not_let_in_are_counted(server: Any) -> None:
+    server.http.get("/v1/models")
+    text = server.http.get("/metrics", headers={"Authorization": f"Bearer {ALICE}"}).text
+    assert int(text.partition("\ndecant_unauthorized_total ")[2].split()[0]) >= 1
+
+
 def test_a_timing_is_shown_to_whoever_sent_the_request(server: Any) -> None:
     assert ask(server, ALICE, **{"x-request-id": "alices"}).status_code == 200
     path = "/v1/requests/alices/timing"

@@ -118,7 +118,7 @@ async def test_of_an_overload_some_are_answered_and_the_others_told_when_to_come
             answers = await asyncio.gather(*asked)
         statuses = Counter(answer.status_code for answer in answers)
         assert set(statuses) == {200, 429}
-        assert 5 <= statuses[200] <= 10
+        assert 5 <= statuses[200] < 20
         assert all("retry-after-ms" in answer.headers for answer in answers if answer.status_code == 429)
         async with openai.AsyncOpenAI(base_url=server.base_url, api_key="none", max_retries=20) as client:
             messages: Any = [{"role": "user", "content": "short"}]
