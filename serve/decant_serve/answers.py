@@ -43,6 +43,23 @@ class Usage:
 
 
 @dataclass(frozen=True, slots=True)
+class EngineTimings:
+    """An engine's account of one request: its queue, then to the first token, then to the last."""
+
+    queue_s: float
+    prefill_s: float
+    decode_s: float
+
+    def to_wire(self) -> dict[str, float]:
+        """Milliseconds, under llama.cpp's names."""
+        return {
+            "queue_ms": self.queue_s * 1000,
+            "prompt_ms": self.prefill_s * 1000,
+            "predicted_ms": self.decode_s * 1000,
+        }
+
+
+@dataclass(frozen=True, slots=True)
 class Choice:
     """One finished answer. `tokens` is None where no log probabilities were asked for."""
 
@@ -90,17 +107,20 @@ class Answer:
             choice["logprobs"] = _logprobs(self._route, tokens)
         return self._event(choice)
 
-    def closing(self, usage: Usage | None) -> bytes:
+    def closing(self, usage: Usage | None, timings: EngineTimings) -> bytes:
         """The usage event where it was asked for, and the end of the stream."""
-        last = b"" if usage is None else sse_event({**self._chunk, "choices": [], "usage": usage.to_wire()})
-        return last + sse_event(DONE)
+        if usage is None:
+            return sse_event(DONE)
+        numbers = {"usage": usage.to_wire(), "timings": timings.to_wire()}
+        return sse_event({**self._chunk, "choices": [], **numbers}) + sse_event(DONE)
 
-    def whole(self, choices: Iterable[Choice], usage: Usage) -> dict[str, Any]:
+    def whole(self, choices: Iterable[Choice], usage: Usage, timings: EngineTimings) -> dict[str, Any]:
         """The body of an answer that is not streamed."""
         return {
             **self._whole,
             "choices": [self._finished(index, choice) for index, choice in enumerate(choices)],
             "usage": usage.to_wire(),
+            "timings": timings.to_wire(),
         }
 
     def _finished(self, index: int, choice: Choice) -> dict[str, Any]:

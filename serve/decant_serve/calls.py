@@ -2,15 +2,18 @@
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal, NoReturn, cast
 
 from pydantic import ValidationError
 
 from decant.wire import ChatRequest, CompletionRequest
-from decant_serve.openai_errors import refusal, unknown_model
+from decant_serve.openai_errors import refusal
+from decant_serve.structured import check_response_format, check_tools
+from decant_serve.voices import PlainVoice, Voice
 
 Route = Literal["chat", "completions"]
+"""What engines have; the gateway's other routes are written in terms of these."""
 
 PATHS: Mapping[Route, str] = {"chat": "/v1/chat/completions", "completions": "/v1/completions"}
 
@@ -86,21 +89,36 @@ class Features:
 
 @dataclass(frozen=True, slots=True)
 class Call:
-    """One validated request: as sent, and as read."""
+    """One validated request: as sent to the engine, as read, and how its answer is written.
+
+    `raw` holds the bytes of `body` as the client sent them; None where the gateway wrote the body itself.
+    """
 
     route: Route
-    raw: bytes
+    raw: bytes | None
     body: dict[str, Any]
     request: ChatRequest | CompletionRequest
+    voice: Voice = field(default_factory=PlainVoice)
 
 
-def read_call(route: Route, raw: bytes, *, model: str, engine: str, features: Features) -> Call:
-    """Checks a body for the served `model`; ApiFault for what is malformed, unknown or unsupported."""
-    body = _parse(raw)
-    if not isinstance(body.get("model"), str):
+def parse_body(raw: bytes) -> dict[str, Any]:
+    """The JSON object in a body, with its `model` there; ApiFault for anything else."""
+    try:
+        body = json.loads(raw, parse_constant=_no_constant)
+    except (ValueError, RecursionError) as error:
+        raise refusal(f"the body is not JSON: {error}", code="invalid_json") from None
+    if not isinstance(body, dict):
+        raise refusal("the body must be a JSON object", code="invalid_json")
+    known = cast("dict[str, Any]", body)
+    if not isinstance(known.get("model"), str):
         raise refusal("you must provide a model parameter", param="model", code="missing_required_parameter")
-    if body["model"] != model:
-        raise unknown_model(body["model"], model)
+    return known
+
+
+def read_call(
+    route: Route, raw: bytes | None, body: dict[str, Any], *, engine: str, features: Features
+) -> Call:
+    """Checks a body against what its engine honours; ApiFault for what is malformed or unsupported."""
     if not features.takes_anything:
         for name, value in body.items():
             _check_parameter(name, value, route=route, engine=engine, features=features)
@@ -109,18 +127,8 @@ def read_call(route: Route, raw: bytes, *, model: str, engine: str, features: Fe
     except ValidationError as error:
         _refuse(error)
     if not features.takes_anything:
-        _check_values(request)
+        _check_values(request, takes_tools="tools" in features.parameters(route))
     return Call(route, raw, body, request)
-
-
-def _parse(raw: bytes) -> dict[str, Any]:
-    try:
-        body = json.loads(raw, parse_constant=_no_constant)
-    except (ValueError, RecursionError) as error:
-        raise refusal(f"the body is not JSON: {error}", code="invalid_json") from None
-    if not isinstance(body, dict):
-        raise refusal("the body must be a JSON object", code="invalid_json")
-    return cast("dict[str, Any]", body)
 
 
 def _no_constant(name: str) -> NoReturn:
@@ -150,14 +158,31 @@ def _refuse(error: ValidationError) -> NoReturn:
     raise refusal(f"{where}: {first['msg']}", param=where, code=code) from None
 
 
-def _check_values(request: ChatRequest | CompletionRequest) -> None:
+def _check_values(request: ChatRequest | CompletionRequest, *, takes_tools: bool) -> None:
     if request.token_limit == 0:
         raise refusal("max_tokens: must be at least 1", param="max_tokens", code="invalid_value")
     if isinstance(request, CompletionRequest):
+        _check_prompts(request.prompt)
         return
+    if request.response_format is not None:
+        check_response_format(request.response_format)
+    check_tools(request.tools or [], request.tool_choice)
+    _check_messages(request, takes_tools=takes_tools)
+
+
+def _check_prompts(prompt: str | list[Any]) -> None:
+    """One prompt per request: of several, engines count the usage of one."""
+    if isinstance(prompt, list) and len(prompt) > 1 and not all(isinstance(item, int) for item in prompt):
+        raise refusal("prompt: send one prompt per request", param="prompt", code="unsupported_value")
+
+
+def _check_messages(request: ChatRequest, *, takes_tools: bool) -> None:
     if request.top_logprobs and not request.logprobs:
         raise refusal("top_logprobs: needs logprobs=true", param="top_logprobs", code="invalid_value")
     for index, message in enumerate(request.messages):
+        if not takes_tools and (message.role == "tool" or message.tool_calls):
+            fault = f"messages.{index}: this model's engine takes no tool calls"
+            raise refusal(fault, param="messages", code="unsupported_value")
         try:
             message.text().encode()
         except UnicodeEncodeError:

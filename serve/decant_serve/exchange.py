@@ -5,15 +5,19 @@ import time
 import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from typing import Any
 
 from starlette.types import Scope, Send
 
 from decant.timing import RequestTiming
-from decant_serve.calls import Route
+from decant_serve.access import Key
+from decant_serve.breakdown import Breakdown, break_down
+from decant_serve.gateway import ServedModel
 from decant_serve.openai_errors import ApiFault
 from decant_serve.passage import Passage
 from decant_serve.timing_log import TimingRecord
+from decant_serve.voices import PlainVoice, Voice
 
 _CLIENT_GONE_STATUS = 499
 _REQUEST_ID = re.compile(rb"[A-Za-z0-9._:/-]{1,128}")
@@ -30,11 +34,15 @@ class Exchange:
     """What happened to one request so far; clock readings are `time.perf_counter()`."""
 
     request_id: str
-    route: Route
+    route: str
+    key: Key | None = None
+    accepted_at: datetime = field(default_factory=lambda: datetime.now(UTC))
     received_s: float = field(default_factory=time.perf_counter)
+    read_s: float | None = None
     admitted_s: float | None = None
     first_byte_s: float | None = None
     last_byte_s: float | None = None
+    served: ServedModel | None = None
     streamed: bool = False
     status: int = 0
     error_kind: str | None = None
@@ -54,13 +62,17 @@ class Exchange:
         self.first_byte_s = self.first_byte_s or at_s
         self.last_byte_s = at_s
 
-    def record(self, model: str) -> TimingRecord:
-        """The timing record."""
+    def record(self) -> TimingRecord:
+        """The timing record, as far as things have come."""
         return TimingRecord(
             timing=self.timing(),
-            model=model,
+            breakdown=self.breakdown(),
+            accepted_at=self.accepted_at,
+            model=self.served.name if self.served else None,
+            engine_name=self.served.engine_name if self.served else None,
             route=self.route,
             streamed=self.streamed,
+            key=self.key.name if self.key else None,
             engine=self.passage.engine_numbers,
         )
 
@@ -68,7 +80,7 @@ class Exchange:
         """Every time counted from the arrival of the request; what was not reached is None."""
         times_s = [at_s - self.received_s for at_s in self.passage.content_times_s]
         usage: Mapping[str, Any] = self.passage.usage or {}
-        details: Mapping[str, Any] = usage.get("prompt_tokens_details") or {}
+        completion_tokens: int | None = usage.get("completion_tokens")
         end_s = times_s[-1] if times_s else self._since_arrival(self.last_byte_s)
         return RequestTiming(
             request_id=self.request_id,
@@ -76,18 +88,54 @@ class Exchange:
             ttfb_s=self._since_arrival(self.first_byte_s),
             ttft_s=times_s[0] if times_s else None,
             e2e_s=None if self.error_kind else end_s,
-            queue_s=self._since_arrival(self.admitted_s),
+            queue_s=self._queue_s(),
             chunk_times_s=tuple(times_s),
+            chunk_tokens=_chunk_tokens(len(times_s), completion_tokens),
             prompt_tokens=usage.get("prompt_tokens"),
-            completion_tokens=usage.get("completion_tokens"),
-            cached_tokens=details.get("cached_tokens"),
+            completion_tokens=completion_tokens,
+            cached_tokens=self._cached_tokens(usage),
             status=self.status,
             finish_reason=self.passage.finish_reason,
             error_kind=self.error_kind,
         )
 
+    def breakdown(self) -> Breakdown:
+        """Where the time went until now."""
+        # Of a failure, the wait for the engine's next byte is the engine's time and not the gateway's.
+        engine_ended_s = None if self.error_kind else self._since_arrival(self.last_byte_s)
+        return break_down(
+            total_s=time.perf_counter() - self.received_s,
+            read_s=self._since_arrival(self.read_s),
+            admitted_s=self._since_arrival(self.admitted_s),
+            engine_ended_s=engine_ended_s,
+            engine=self.passage.engine_numbers,
+        )
+
+    def tokens_used(self) -> int:
+        """What the request counts against its key: its usage, or what was seen of an answer without one."""
+        usage = self.passage.usage or {}
+        told = sum(usage.get(name) or 0 for name in ("prompt_tokens", "completion_tokens"))
+        return told or len(self.passage.content_times_s)
+
+    def _cached_tokens(self, usage: Mapping[str, Any]) -> int | None:
+        details: Mapping[str, Any] = usage.get("prompt_tokens_details") or {}
+        told: int | None = details.get("cached_tokens")
+        return (self.passage.engine_numbers or {}).get("cache_n") if told is None else told
+
+    def _queue_s(self) -> float | None:
+        if self.admitted_s is None or self.read_s is None:
+            return None
+        return self.admitted_s - self.read_s
+
     def _since_arrival(self, at_s: float | None) -> float | None:
         return None if at_s is None else at_s - self.received_s
+
+
+def _chunk_tokens(chunks: int, completion_tokens: int | None) -> tuple[int, ...]:
+    """One token each where the counts agree, the end token aside; () where nobody knows."""
+    if completion_tokens is None or completion_tokens - chunks not in (0, 1):
+        return ()
+    return (1,) * chunks
 
 
 class Reply:
@@ -96,6 +144,7 @@ class Reply:
     def __init__(self, send: Send, exchange: Exchange) -> None:
         self._send = send
         self._exchange = exchange
+        self.voice: Voice = PlainVoice()
         self._streams = False
         self._whole: tuple[int, bytes, dict[str, str]] | None = None
 
@@ -116,7 +165,8 @@ class Reply:
         """Ends with an error: as its own answer, or as the last event of a stream that has begun."""
         self._exchange.fail(fault.code or "refused", fault.status)
         if self._streams:
-            await self._send({"type": "http.response.body", "body": fault.event(), "more_body": True})
+            event = self.voice.error_event(fault)
+            await self._send({"type": "http.response.body", "body": event, "more_body": True})
         else:
             self.set_whole(fault.status, fault.body(), fault.headers)
         await self.finish()
@@ -134,6 +184,12 @@ class Reply:
 
     async def _start(self, status: int, headers: Mapping[str, str]) -> None:
         self._exchange.status = status
-        named = {**headers, "x-request-id": self._exchange.request_id}
+        limits = self._exchange.key.limit.headers() if self._exchange.key else {}
+        named = {
+            **limits,
+            **headers,
+            "x-request-id": self._exchange.request_id,
+            "server-timing": self._exchange.breakdown().server_timing(),
+        }
         raw = [(name.lower().encode("latin-1"), value.encode("latin-1")) for name, value in named.items()]
         await self._send({"type": "http.response.start", "status": status, "headers": raw})

@@ -1,7 +1,8 @@
 """Refusals and failures in OpenAI's shape: an exception, and the response or stream event it becomes."""
 
 import json
-from collections.abc import Mapping
+import math
+from collections.abc import Iterable, Mapping
 
 from starlette.responses import Response
 
@@ -9,6 +10,7 @@ from decant.wire import ErrorBody, ErrorType, error_object, parse_error, sse_eve
 
 _TYPES: Mapping[int, ErrorType] = {
     401: "authentication_error",
+    403: "authentication_error",
     404: "not_found_error",
     429: "rate_limit_error",
     504: "timeout_error",
@@ -33,6 +35,9 @@ class ApiFault(Exception):
     ) -> None:
         super().__init__(message)
         self.status = status
+        self.message = message
+        self.kind: ErrorType = type
+        self.param = param
         self.code = code
         self.headers = dict(headers or {})
         self._object = error_object(message, type, param, code)
@@ -55,9 +60,17 @@ def refusal(message: str, *, param: str | None = None, code: str | None = None) 
     return ApiFault(400, message, param=param, code=code)
 
 
-def unknown_model(model: str, served: str) -> ApiFault:
+def unauthorized() -> ApiFault:
+    """A 401: no API key, or none that is known here."""
+    message = "Incorrect or missing API key; send it as `Authorization: Bearer KEY`."
+    headers = {"WWW-Authenticate": "Bearer"}
+    return ApiFault(401, message, type="authentication_error", code="invalid_api_key", headers=headers)
+
+
+def unknown_model(model: str, served: Iterable[str]) -> ApiFault:
     """A 404 for a model that is not served here."""
-    message = f"The model `{model}` does not exist here; this server has `{served}`."
+    names = ", ".join(f"`{name}`" for name in served)
+    message = f"The model `{model}` does not exist here; this server has {names}."
     return ApiFault(404, message, type="not_found_error", param="model", code="model_not_found")
 
 
@@ -65,6 +78,39 @@ def unavailable(reason: str, *, retry_after_s: float = 1.0) -> ApiFault:
     """A 503 that a client may retry: the engine is down or died under the request."""
     headers = {"Retry-After": str(max(1, round(retry_after_s))), "x-should-retry": "true"}
     return ApiFault(503, reason, type="server_error", code="engine_unavailable", headers=headers)
+
+
+def shutting_down() -> ApiFault:
+    """A 503 for what a server that is being stopped has not finished in time; another one may take it."""
+    headers = {"Retry-After": "1", "x-should-retry": "true"}
+    message = "the server is being stopped and did not finish this answer in time"
+    return ApiFault(503, message, type="server_error", code="shutting_down", headers=headers)
+
+
+def rate_limited(limit: str, wait_s: float, headers: Mapping[str, str]) -> ApiFault:
+    """A 429: the key has used what it may for now."""
+    message = f"This API key's limit of {limit} is reached; try again in {wait_s:.3g} s."
+    waits = {"Retry-After": str(math.ceil(wait_s)), "retry-after-ms": str(math.ceil(wait_s * 1000))}
+    return ApiFault(
+        429, message, type="rate_limit_error", code="rate_limit_exceeded", headers={**headers, **waits}
+    )
+
+
+def too_large(limit_bytes: int) -> ApiFault:
+    """A 413: the body is over the limit."""
+    message = f"the body is larger than {limit_bytes} bytes"
+    return ApiFault(413, message, code="request_too_large")
+
+
+def headers_too_large(limit_bytes: int) -> ApiFault:
+    """A 431: the headers are over the limit."""
+    message = f"the request's headers are larger than {limit_bytes} bytes"
+    return ApiFault(431, message, code="headers_too_large", headers={"Connection": "close"})
+
+
+def too_slow() -> ApiFault:
+    """A 408: the body did not arrive in time."""
+    return ApiFault(408, "the body did not arrive in time", code="request_timeout")
 
 
 def overloaded(limit: int) -> ApiFault:
@@ -78,6 +124,13 @@ def timed_out(limit_s: float) -> ApiFault:
     """A 504: the engine did not finish in time."""
     message = f"The engine did not answer within {limit_s:g} s."
     return ApiFault(504, message, type="timeout_error", code="engine_timeout")
+
+
+def deadline_passed(limit_s: float) -> ApiFault:
+    """A 504: the time that the client itself set is over, so there is no use in trying again."""
+    message = f"The answer was not there within the {limit_s:g} s that the request allowed."
+    headers = {"x-should-retry": "false"}
+    return ApiFault(504, message, type="timeout_error", code="deadline_exceeded", headers=headers)
 
 
 def from_engine(status: int, body: bytes, headers: Mapping[str, str]) -> ApiFault:

@@ -2,27 +2,37 @@
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, cast
+
+from decant.wire import sse_event
+
+TIMING_KEY = "decant_timing"
 
 _EVENT_END = re.compile(rb"(?<=\n\n)|(?<=\r\n\r\n)")
 # Inside a JSON string the quotes would be escaped, so these cannot match the model's own words.
-_CONTENT = re.compile(rb'"(?:content|reasoning_content|reasoning|text|arguments)":\s*"(?!")')
+_CONTENT = re.compile(
+    rb'"(?:content|reasoning_content|reasoning|text|arguments)":\s*"(?!")|"tool_calls":\s*\[\s*\{'
+)
 _FINISH = re.compile(rb'"finish_reason":\s*"(\w+)"')
 _NUMBERS = re.compile(rb'"(?:usage|timings)":\s*\{')
 _ERROR = re.compile(rb'data:\s*\{"error":')
 _DONE = re.compile(rb"data:\s*\[DONE\]")
+
+Timing = Callable[[], Mapping[str, Any]]
 
 
 class Passage:
     """Takes what the engine sends, read by read, and gives what the client gets.
 
     Events are handed on whole and unchanged; the usage event is left out where the client did not ask for it.
-    Times are those given to `take`, one per event with content.
+    Times are those given to `take`, one per event with content. With `timing` the usage event carries that
+    object too, or an event of its own before the end does.
     """
 
-    def __init__(self, *, wants_usage: bool) -> None:
+    def __init__(self, *, wants_usage: bool, timing: Timing | None = None) -> None:
         self._wants_usage = wants_usage
+        self._timing = timing
         self._rest = b""
         self.content_times_s: list[float] = []
         self.finish_reason: str | None = None
@@ -34,34 +44,56 @@ class Passage:
     def take(self, received: bytes, at_s: float) -> bytes:
         """What to pass on after one read; empty when it completes no event."""
         *events, self._rest = _EVENT_END.split(self._rest + received)
-        return b"".join(event for event in events if self._passes(event, at_s))
+        return b"".join([self._passed(event, at_s) for event in events])
 
-    def read_whole(self, body: bytes) -> None:
-        """Reads the same off an answer that is not streamed."""
+    def take_whole(self, body: bytes) -> bytes:
+        """Reads the same off an answer that is not streamed, and gives what the client gets."""
         finish = _FINISH.search(body)
         self.finish_reason = finish[1].decode() if finish else None
-        self._read_numbers(b"data:" + body)
+        self._read_numbers(body)
+        return _with_timing(body, self._timing()) if self._timing else body
 
-    def _passes(self, event: bytes, at_s: float) -> bool:
+    def _passed(self, event: bytes, at_s: float) -> bytes:
         if _CONTENT.search(event):
             self.content_times_s.append(at_s)
         finish = _FINISH.search(event)
         if finish:
             self.finish_reason = finish[1].decode()
         if _NUMBERS.search(event):
-            return self._read_numbers(event)
-        self.is_done = self.is_done or _DONE.match(event) is not None
+            return self._with_numbers(event)
+        if _DONE.match(event):
+            self.is_done = True
+            return self._late_timing() + event
         self.has_error = self.has_error or _ERROR.match(event) is not None
-        return True
+        return event
 
-    def _read_numbers(self, event: bytes) -> bool:
+    def _with_numbers(self, event: bytes) -> bytes:
+        body = self._read_numbers(event.partition(b":")[2])
+        if body.get("choices") or "usage" not in body:
+            return event
+        if self._timing is not None:
+            timing, self._timing = self._timing, None
+            return _with_timing(event, timing())
+        return event if self._wants_usage else b""
+
+    def _late_timing(self) -> bytes:
+        if self._timing is None:
+            return b""
+        timing, self._timing = self._timing, None
+        return sse_event({"choices": [], TIMING_KEY: timing()})
+
+    def _read_numbers(self, text: bytes) -> dict[str, Any]:
         try:
-            parsed = json.loads(event.partition(b":")[2])
+            parsed = json.loads(text)
         except ValueError:
             parsed = None
-        if not isinstance(parsed, dict):
-            return True
-        body = cast("dict[str, Any]", parsed)
+        body = cast("dict[str, Any]", parsed) if isinstance(parsed, dict) else {}
         self.usage = body.get("usage") or self.usage
         self.engine_numbers = body.get("timings") or self.engine_numbers
-        return self._wants_usage or bool(body.get("choices"))
+        return body
+
+
+def _with_timing(text: bytes, timing: Mapping[str, Any]) -> bytes:
+    """The same JSON object with one more key at its end; nothing else of it is touched."""
+    head, brace, tail = text.rpartition(b"}")
+    return head + b',"' + TIMING_KEY.encode() + b'":' + json.dumps(timing).encode() + brace + tail

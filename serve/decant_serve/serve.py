@@ -1,6 +1,7 @@
-"""`decant serve MODEL`: one model behind an OpenAI-compatible endpoint."""
+"""`decant serve MODEL`: models behind one OpenAI-compatible endpoint."""
 
 import asyncio
+import ipaddress
 import logging
 import os
 import shutil
@@ -8,94 +9,72 @@ import signal
 import socket
 import sys
 import tempfile
-import time
-from collections.abc import Generator, Mapping
-from contextlib import contextmanager
+from collections.abc import Generator, Sequence
+from contextlib import AsyncExitStack, contextmanager
 from pathlib import Path
 from types import FrameType
-from typing import Any, ClassVar, Literal
+from typing import Any
 
-import uvicorn
 from pydantic import Field, model_validator
 
-from decant.config import Config, OptionalInputPath
-from decant.errors import ConfigError, EndpointError, EngineError
+from decant.errors import ConfigError, EndpointError
 from decant.files import write_json
-from decant.golden import GoldenReport
-from decant_serve.admission import Admission
-from decant_serve.engines.protocol import Engine, EngineSettings, build_engine
-from decant_serve.gateway import Gateway
-from decant_serve.golden_check import check_golden
-from decant_serve.supervisor import Supervisor
-from decant_serve.target import Target, find_target
+from decant_serve.access import Access, load_access
+from decant_serve.deadlines import Drain
+from decant_serve.gateway import Gateway, Limits, ServedModel
+from decant_serve.http_server import HttpServer
+from decant_serve.metrics import Metrics
+from decant_serve.models import ModelConfig, ModelTable, Startup, find_models
+from decant_serve.routes import gateway_app
 from decant_serve.timing_log import TimingLog
 
-_log = logging.getLogger(__name__)
-_engine_log = logging.getLogger("decant_serve.engine")
-
-_ENGINE_BY_KIND: Mapping[str, str] = {
-    "hf": "transformers",
-    "adapter": "transformers",
-    "gguf": "llamacpp",
-    "script": "scripted",
-    "remote": "openai",
-}
 # A Unix socket's path is limited to 108 bytes.
 _SOCKET_PATH_BYTES = 100
-_KEEP_ALIVE_S = 75
 
 
-class ServeConfig(Config):
-    """What to serve, with which engine, where."""
+class ServeConfig(ModelConfig):
+    """What to serve, with which engine, where, and to whom."""
 
-    positional: ClassVar[tuple[str, ...]] = ("model",)
-
-    model: OptionalInputPath = Field(
-        default=None, description="model folder, adapter folder, .gguf file or script"
-    )
-    engine: Literal["auto", "llamacpp", "transformers", "openai", "scripted"] = Field(
-        default="auto", description="what runs the model; auto goes by its kind"
+    models: tuple[ModelTable, ...] = Field(
+        default=(), description="several models, routed by name, each with the options of one"
     )
     host: str = Field(default="127.0.0.1", description="address to listen on")
     port: int = Field(default=8000, ge=0, le=65535, description="port to listen on; 0 takes a free one")
     ready_file: Path | None = Field(default=None, description="written as JSON when requests can come")
-    threads: int | None = Field(
-        default=None, ge=1, description="engine threads; every core but one if not set"
+    api_keys: Path | None = Field(default=None, description="TOML file with the hashes of the keys let in")
+    api_keys_env: str | None = Field(
+        default=None, description="environment variable with the keys let in, separated by commas"
     )
-    context: int = Field(default=2048, ge=64, description="tokens of context per request")
-    parallel: int = Field(default=8, ge=1, description="requests that the engine decodes at once")
-    queue_limit: int = Field(default=256, ge=0, description="requests that may wait before others get a 429")
+    insecure: bool = Field(default=False, description="listen on a public address without API keys")
+    body_limit_bytes: int = Field(default=16 * 2**20, ge=1, description="largest request body")
     request_limit_s: float = Field(
         default=600.0, gt=0, description="longest time that one request may take in the engine"
     )
     start_limit_s: float = Field(
-        default=300.0, gt=0, description="longest time that the engine may take to start"
+        default=300.0, gt=0, description="longest time that an engine may take to start"
     )
     drain_limit_s: float = Field(
-        default=30.0, gt=0, description="how long SIGTERM waits for requests in flight"
+        default=30.0, ge=0, description="how long SIGTERM waits for requests in flight"
     )
-    golden: Literal["check", "skip"] = Field(
-        default="check", description="re-run the artifact's golden prompts first"
+    ready_gap_s: float = Field(
+        default=0.0, ge=0, description="how long SIGTERM keeps listening while /ready says 503"
     )
     check_only: bool = Field(default=False, description="print the golden report as JSON and stop")
     timing_log: Path | None = Field(default=None, description="JSONL file for every request's timing")
-    base_url: str | None = Field(default=None, description="remote endpoint, with its /v1 (openai engine)")
-    api_key_env: str | None = Field(default=None, description="environment variable with the remote API key")
-    model_name: str | None = Field(
-        default=None, description="model id to serve under; on the openai engine the remote one"
-    )
 
     @model_validator(mode="after")
     def _one_source(self) -> "ServeConfig":
-        if (self.model is None) == (self.base_url is None):
-            raise ValueError("give either MODEL or base_url, the endpoint to pass requests on to")
-        if self.base_url is not None and self.model_name is None:
-            raise ValueError("base_url needs model_name, the id that the endpoint knows")
-        if self.base_url is not None and self.engine not in ("auto", "openai"):
-            raise ValueError(f"base_url is for the openai engine, not for {self.engine}")
-        if self.base_url is None and self.engine == "openai":
-            raise ValueError("the openai engine needs base_url, the endpoint to pass requests on to")
+        if not self.models:
+            self.check_source()
+            return self
+        given = [name for name, f in ModelConfig.model_fields.items() if dict(self)[name] != f.default]
+        if given:
+            raise ValueError(f"{', '.join(given)}: with several models, say it in each [[models]] table")
         return self
+
+    def tables(self) -> tuple[ModelConfig, ...]:
+        """Every model's options."""
+        return self.models or (self,)
 
 
 CONFIG = ServeConfig
@@ -120,127 +99,77 @@ def run(config: ServeConfig) -> None:
 
 async def _run(config: ServeConfig, folder: Path, stop: "_Stop") -> None:
     stop.listen()
+    access = load_access(config.api_keys, variable=config.api_keys_env)
+    if access.is_open and not config.insecure:
+        _require_loopback(config.host)
     listener = None if config.check_only else _listen(config.host, config.port)
-    target = await asyncio.to_thread(_find_target, config)
-    engine = build_engine(_engine_name(config, target), _settings(config, target, folder))
-    supervisor = Supervisor(engine, start_limit_s=config.start_limit_s, echo=_engine_log.info)
-    await supervisor.start()
-    try:
-        manifest = None if config.golden == "skip" else target.manifest
-        try:
-            report = await check_golden(engine, supervisor.client, manifest)
-        except EngineError as error:
-            raise await supervisor.explain(error) from None
-        if config.check_only:
-            sys.stdout.write(report.model_dump_json() + "\n")
-        report.raise_if_broken()
+    startups = await find_models(config.tables(), folder=folder, start_limit_s=config.start_limit_s)
+    async with AsyncExitStack() as engines:
+        served = [await _start(startup, engines, check_only=config.check_only) for startup in startups]
         if listener is not None:
-            page = _model_page(config, target, engine, report)
-            await _serve(config, _gateway(config, page, engine, supervisor), listener, stop)
-    finally:
-        await supervisor.stop()
+            await _serve(config, _gateway(config, served, access), listener)
+            stop.ignore()
 
 
-async def _serve(config: ServeConfig, gateway: Gateway, listener: socket.socket, stop: "_Stop") -> None:
-    server = uvicorn.Server(
-        uvicorn.Config(
-            gateway.app(),
-            log_config=None,
-            access_log=False,
-            server_header=False,
-            timeout_keep_alive=_KEEP_ALIVE_S,
-            timeout_graceful_shutdown=max(1, round(config.drain_limit_s)),
-        )
+async def _start(startup: Startup, engines: AsyncExitStack, *, check_only: bool) -> ServedModel:
+    engines.push_async_callback(startup.supervisor.stop)
+    report = await startup.check()
+    if check_only:
+        sys.stdout.write(report.model_dump_json() + "\n")
+    report.raise_if_broken()
+    return startup.served(report)
+
+
+async def _serve(config: ServeConfig, gateway: Gateway, listener: socket.socket) -> None:
+    server = HttpServer(
+        gateway_app(gateway),
+        drain=gateway.drain,
+        drain_limit_s=config.drain_limit_s,
+        ready_gap_s=config.ready_gap_s,
     )
-    stop.server = server
     host, port = listener.getsockname()[:2]
-    _announce(config, gateway, base_url=f"http://{_reachable(host)}:{port}/v1")
-    try:
-        await server.serve(sockets=[listener])
-    finally:
-        gateway.timings.close()
-        if config.ready_file:
-            config.ready_file.unlink(missing_ok=True)
+    with server.capture_signals():
+        _announce(config, gateway, base_url=f"http://{_reachable(host)}:{port}/v1")
+        try:
+            await server.serve(sockets=[listener])
+        finally:
+            gateway.timings.close()
+            if config.ready_file:
+                config.ready_file.unlink(missing_ok=True)
 
 
 def _announce(config: ServeConfig, gateway: Gateway, *, base_url: str) -> None:
-    engine = gateway.page["decant"]["engine"]
-    checked = gateway.page["decant"]["golden"]["checked"]
-    golden = f"{checked} golden prompts reproduced" if checked else "no golden prompts checked"
-    sys.stdout.write(f"serving {gateway.model} on {base_url} ({engine} engine, {golden})\n")
+    for name, model in gateway.models.items():
+        checked = model.page["decant"]["golden"]["checked"]
+        golden = f"{checked} golden prompts reproduced" if checked else "no golden prompts checked"
+        sys.stdout.write(f"serving {name} on {base_url} ({model.engine_name} engine, {golden})\n")
     sys.stdout.flush()
     if config.ready_file:
-        ready = {"base_url": base_url, "model": gateway.model, "pid": os.getpid()}
+        names = list(gateway.models)
+        ready = {"base_url": base_url, "model": names[0], "models": names, "pid": os.getpid()}
         write_json(config.ready_file, ready)
 
 
-def _gateway(config: ServeConfig, page: Mapping[str, Any], engine: Engine, supervisor: Supervisor) -> Gateway:
+def _gateway(config: ServeConfig, served: Sequence[ServedModel], access: Access) -> Gateway:
     return Gateway(
-        model=page["id"],
-        page=page,
-        engine=engine,
-        supervisor=supervisor,
-        admission=Admission(slots=config.parallel, queue_limit=config.queue_limit),
+        models={model.name: model for model in served},
+        access=access,
+        drain=Drain(limit_s=config.ready_gap_s + config.drain_limit_s),
         timings=TimingLog(config.timing_log),
-        request_limit_s=config.request_limit_s,
+        metrics=Metrics(),
+        limits=Limits(config.request_limit_s, config.body_limit_bytes),
     )
 
 
-def _find_target(config: ServeConfig) -> Target:
-    if config.model is not None:
-        return find_target(config.model, name=config.model_name)
-    assert config.model_name is not None
-    return Target(config.model_name, "remote", None)
-
-
-def _engine_name(config: ServeConfig, target: Target) -> str:
-    fitting = _ENGINE_BY_KIND[target.kind]
-    if config.engine not in ("auto", fitting):
-        raise ConfigError(f"the {config.engine} engine cannot serve {config.model}, a {target.kind} model")
-    return fitting
-
-
-def _settings(config: ServeConfig, target: Target, folder: Path) -> EngineSettings:
-    key = os.environ.get(config.api_key_env, "") if config.api_key_env else None
-    if key == "":
-        raise ConfigError(f"the environment variable {config.api_key_env} is empty; put the API key there")
-    return EngineSettings(
-        target=target,
-        socket=folder / "engine.sock",
-        threads=_threads(config),
-        context=config.context,
-        parallel=config.parallel,
-        remote_url=config.base_url,
-        api_key=key,
-    )
-
-
-def _threads(config: ServeConfig) -> int:
-    """One core is left to the gateway: threads that spin at a barrier for one without a core cost tenfold."""
-    return config.threads or max(1, len(os.sched_getaffinity(0)) - 1)
-
-
-def _model_page(config: ServeConfig, target: Target, engine: Engine, report: GoldenReport) -> dict[str, Any]:
-    description = engine.describe()
-    own = {
-        "engine": description.name,
-        "kind": target.kind,
-        "method": target.method,
-        "manifest_sha256": target.manifest_sha256,
-        "size_bytes": target.size_bytes,
-        "golden": report.model_dump(mode="json"),
-        "threads": _threads(config),
-        "parallel": config.parallel,
-        "context": config.context,
-        **description.details,
-    }
-    return {
-        "id": target.name,
-        "object": "model",
-        "created": int(time.time()),
-        "owned_by": "decant",
-        "decant": own,
-    }
+def _require_loopback(host: str) -> None:
+    try:
+        is_loopback = host == "localhost" or ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        is_loopback = False
+    if not is_loopback:
+        raise ConfigError(
+            f"host {host} is open to others and there are no API keys; give --api-keys, or say --insecure"
+        )
 
 
 def _listen(host: str, port: int) -> socket.socket:
@@ -270,7 +199,7 @@ def _runtime_folder() -> Generator[Path]:
             shutil.rmtree(left, ignore_errors=True)
     folder = Path(tempfile.mkdtemp(prefix=f"decant-serve-{os.getpid()}-"))
     try:
-        if len(os.fsencode(folder)) > _SOCKET_PATH_BYTES - len("/engine.sock"):
+        if len(os.fsencode(folder)) > _SOCKET_PATH_BYTES - len("/engine-99.sock"):
             raise ConfigError(f"{folder}: too long for a socket's path; set TMPDIR to a shorter one")
         yield folder
     finally:
@@ -289,11 +218,10 @@ def _is_running(process_id: int) -> bool:
 
 
 class _Stop:
-    """SIGTERM and SIGINT: before the server runs they cancel the start-up, afterwards they drain it."""
+    """SIGTERM and SIGINT until the server takes them over: they cancel the start-up."""
 
     def __init__(self) -> None:
         self.signal_number = 0
-        self.server: uvicorn.Server | None = None
         self._starting: asyncio.Task[Any] | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
 
@@ -303,10 +231,11 @@ class _Stop:
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, self._on_signal)
 
+    def ignore(self) -> None:
+        """From now on signals change nothing: all is being ended."""
+        self._starting = None
+
     def _on_signal(self, number: int, _: FrameType | None) -> None:
-        # uvicorn takes the signals over while it runs and raises them again at its end, when all is done.
         self.signal_number = number
-        if self.server is not None:
-            self.server.should_exit = True
-        elif self._loop is not None and self._starting is not None:
+        if self._loop is not None and self._starting is not None:
             self._loop.call_soon_threadsafe(self._starting.cancel)

@@ -13,6 +13,7 @@ import httpx
 
 from decant.errors import EngineError
 from decant.processes import end_with_parent
+from decant_serve.calls import Features
 from decant_serve.engines.protocol import Engine, Launch
 
 _log = logging.getLogger(__name__)
@@ -24,6 +25,8 @@ _BACKOFF_S = (0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0)
 _STABLE_AFTER_S = 60.0
 _KEPT_LINES = 40
 _SHOWN_LINES = 6
+
+NO_FEATURES = Features(chat=frozenset(), completions=frozenset())
 
 State = Literal["stopped", "starting", "ready", "restarting"]
 
@@ -45,6 +48,7 @@ class Supervisor:
         self._watcher: asyncio.Task[None] | None = None
         self.client = _connect(engine)
         self.state: State = "stopped"
+        self.features = NO_FEATURES
         self.restarts = 0
 
     async def start(self) -> None:
@@ -89,12 +93,13 @@ class Supervisor:
         if launch is not None:
             await self._spawn(launch)
         give_up_at = time.monotonic() + self._start_limit_s
-        while not await self._engine.is_ready(self.client):
+        while (features := await self._engine.probe(self.client)) is None:
             if self._process is not None and self._process.returncode is not None:
                 raise EngineError(await self._obituary())
             if time.monotonic() > give_up_at:
                 raise EngineError(self._too_late())
             await asyncio.sleep(_POLL_S)
+        self.features = features
 
     async def _spawn(self, launch: Launch) -> None:
         socket = self._description.upstream.socket

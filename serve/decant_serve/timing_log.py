@@ -5,36 +5,48 @@ import logging
 from collections import OrderedDict
 from collections.abc import Mapping
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import datetime
 from pathlib import Path
 from typing import IO, Any
 
 from decant.errors import EndpointError
 from decant.timing import RequestTiming
+from decant_serve.breakdown import Breakdown
 
 _log = logging.getLogger(__name__)
 
 _KEPT_RECORDS = 2000
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class TimingRecord:
-    """A request's timing with what labels it; `engine` holds the engine's own numbers, where it gives any."""
+    """A request's timing with what labels it; `engine` holds the engine's own numbers, where it gives any.
+
+    `model` and `engine_name` are None for a request that never named a served model; `key` is the name of the
+    API key that it came with. `accepted_at` is wall time and only labels.
+    """
 
     timing: RequestTiming
-    model: str
+    breakdown: Breakdown
+    accepted_at: datetime
+    model: str | None
+    engine_name: str | None
     route: str
     streamed: bool
+    key: str | None
     engine: Mapping[str, Any] | None
 
-    def to_dict(self, ended_at: datetime) -> dict[str, Any]:
-        """The record as JSON; wall time only says when it ended."""
+    def to_dict(self) -> dict[str, Any]:
+        """The record as JSON."""
         return {
             **self.timing.to_dict(),
             "model": self.model,
+            "engine_name": self.engine_name,
             "route": self.route,
             "streamed": self.streamed,
-            "ended_at": ended_at.isoformat(timespec="milliseconds"),
+            "key": self.key,
+            "accepted_at": self.accepted_at.isoformat(timespec="milliseconds"),
+            "breakdown": self.breakdown.to_dict(),
             "engine": dict(self.engine) if self.engine else None,
         }
 
@@ -43,27 +55,30 @@ class TimingLog:
     """Keeps records by request id and appends each to the file as it comes."""
 
     def __init__(self, path: Path | None) -> None:
-        self._records: OrderedDict[str, dict[str, Any]] = OrderedDict()
+        self._records: OrderedDict[str, TimingRecord] = OrderedDict()
         self._file = _open(path) if path else None
+        self.lost = 0
 
     def add(self, record: TimingRecord) -> None:
         """Keeps one record; the oldest makes room."""
-        row = record.to_dict(datetime.now(UTC))
-        self._records[record.timing.request_id] = row
+        request_id = record.timing.request_id
+        self._records[request_id] = record
+        self._records.move_to_end(request_id)
         if len(self._records) > _KEPT_RECORDS:
             self._records.popitem(last=False)
         if self._file:
-            self._append(self._file, row)
+            self._append(self._file, record)
 
-    def _append(self, file: IO[str], row: Mapping[str, Any]) -> None:
+    def _append(self, file: IO[str], record: TimingRecord) -> None:
         try:
-            file.write(json.dumps(row) + "\n")
+            file.write(json.dumps(record.to_dict()) + "\n")
             file.flush()
         except OSError as error:
             # The answer is out already: a full disk must not turn it into a failure.
-            _log.error("request=%s event=timing-lost detail=%r", row["request_id"], str(error))
+            self.lost += 1
+            _log.error("request=%s event=timing-lost detail=%r", record.timing.request_id, str(error))
 
-    def get(self, request_id: str) -> Mapping[str, Any] | None:
+    def get(self, request_id: str) -> TimingRecord | None:
         """A recent request's record."""
         return self._records.get(request_id)
 

@@ -9,6 +9,7 @@ import time
 from collections.abc import Awaitable, Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +41,14 @@ TEMPLATE = (
     "{% for m in messages %}<|{{ m['role'] }}|>{{ m['content'] }}<|fin|>{% endfor %}"
     "{% if add_generation_prompt %}<|assistant|>{% endif %}"
 )
+TOOL_TEMPLATE = (
+    "{% if tools %}<|system|>{% for t in tools %}{{ t | tojson }}{% endfor %}<|fin|>{% endif %}"
+    "{% for m in messages %}<|{{ m['role'] }}|>{{ m['content'] if m['content'] else '' }}"
+    "{% for c in m['tool_calls'] or [] %}<tool_call>\n"
+    '{"name": "{{ c.function.name }}", "arguments": {{ c.function.arguments | tojson }}}'
+    "\n</tool_call>{% endfor %}<|fin|>{% endfor %}{% if add_generation_prompt %}<|assistant|>{% endif %}"
+)
+_CALL = ("<tool_call>", '\n{"name": "pick", "arguments": ', '{"label": "yes", "n": 1}', "}\n</tool_call>")
 _QUESTIONS = ["hello cat 12", "the mat said 3 4", "Grüße to all 🙂"]
 _ENDS_AFTER = 7
 _MAX_TOKENS = 16
@@ -195,6 +204,24 @@ def tiny_model_with_begin() -> TinyModel:
     return make_tiny_model("{{ bos_token }}" + TEMPLATE, bos_token="<|system|>", add_bos_token=True)
 
 
+@pytest.fixture(scope="session")
+def tool_model() -> TinyModel:
+    """A model that calls the function `pick` whatever it is asked: its tokens follow each other."""
+    tokenizer = train_tokenizer(TOOL_TEMPLATE)
+    tokenizer.add_tokens(list(_CALL))
+    model = random_llama(tokenizer)
+    model.resize_token_embeddings(len(tokenizer))
+    chain = tokenizer.convert_tokens_to_ids(["<|assistant|>", *_CALL, "<|fin|>"])
+    with torch.no_grad():
+        model.lm_head.weight.zero_()
+        for layer in model.model.layers:
+            layer.self_attn.o_proj.weight.zero_()
+            layer.mlp.down_proj.weight.zero_()
+        for token, following in pairwise(chain):
+            model.lm_head.weight[following] = model.model.norm(model.model.embed_tokens.weight[token])
+    return TinyModel(model, tokenizer, record(model, tokenizer))
+
+
 def make_tiny_model(template: str, **settings: Any) -> TinyModel:
     """Trains the tokenizer, draws the weights, records the golden prompts."""
     tokenizer = train_tokenizer(template, **settings)
@@ -229,7 +256,7 @@ def decant(*arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, capture_output=True, text=True, timeout=_START_LIMIT_S, check=False)
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def run_decant() -> Callable[..., subprocess.CompletedProcess[str]]:
     """Runs one command to its end: run_decant("serve", folder, "--check-only")."""
     return lambda *arguments: decant(*(str(argument) for argument in arguments))
@@ -257,9 +284,8 @@ class Server:
 
     def engine_process(self) -> int:
         """The engine's process id: the gateway's only child."""
-        children = Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children").read_text().split()
-        assert len(children) == 1
-        return int(children[0])
+        (child,) = Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children").read_text().split()
+        return int(child)
 
     def terminate(self) -> int:
         """SIGTERM, and the exit code."""
@@ -275,8 +301,10 @@ def running_server(folder: Path, *arguments: str) -> Generator[Server]:
     """`decant serve` on a free port while the context lasts; `folder` takes its log and ready file."""
     ready, log = folder / "ready.json", folder / "serve.log"
     command = [sys.executable, "-m", "decant", "serve", *arguments, "--port", "0", "--ready-file", str(ready)]
+    # A file of several models says it for each.
+    command += [] if "--config" in arguments else ["--threads", "1"]
     with log.open("wb") as output:
-        process = subprocess.Popen([*command, "--threads", "1"], stdout=output, stderr=output)
+        process = subprocess.Popen(command, stdout=output, stderr=output)
     try:
         give_up_at = time.monotonic() + _START_LIMIT_S
         while not ready.exists():

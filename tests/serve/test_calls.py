@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from decant_serve.calls import Features, read_call
+from decant_serve.calls import Features, parse_body, read_call
 from decant_serve.openai_errors import ApiFault
 
 FEATURES = Features(chat=frozenset({"temperature", "max_tokens"}), completions=frozenset({"max_tokens"}))
@@ -14,7 +14,7 @@ CHAT: dict[str, Any] = {"model": "m", "messages": [{"role": "user", "content": "
 
 def read(body: Any, *, features: Features = FEATURES) -> Any:
     raw = body if isinstance(body, bytes) else json.dumps(body).encode()
-    return read_call("chat", raw, model="m", engine="test", features=features)
+    return read_call("chat", raw, parse_body(raw), engine="test", features=features)
 
 
 def refused(body: Any) -> dict[str, Any]:

@@ -5,7 +5,7 @@ import json
 import shutil
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ from decant.golden import Observation
 from decant_serve.calls import Features
 from decant_serve.engines.local import HOST, ask, is_healthy
 from decant_serve.engines.protocol import EngineDescription, EngineSettings, Launch, Upstream
+from decant_serve.structured import chosen_function
 
 _SAMPLING = {
     *(
@@ -32,10 +33,12 @@ _SAMPLING = {
     *("top_k", "min_p", "repeat_penalty", "grammar", "cache_prompt"),
 }
 # Not here: `n`, whose usage counts one answer only; logprobs of /v1/completions, which come in chat's shape.
+# Nor `response_format` there, which is ignored.
 FEATURES = Features(
-    chat=frozenset(_SAMPLING | {"max_completion_tokens", "logprobs", "top_logprobs"}),
+    chat=frozenset(_SAMPLING | {"max_completion_tokens", "logprobs", "top_logprobs", "response_format"}),
     completions=frozenset(_SAMPLING),
 )
+TOOL_FEATURES = replace(FEATURES, chat=FEATURES.chat | {"tools", "tool_choice", "parallel_tool_calls"})
 
 _CERTAIN_BIAS = 1000.0
 
@@ -82,7 +85,6 @@ class LlamaCpp:
         return EngineDescription(
             name="llamacpp",
             upstream=Upstream(HOST, self._socket, keeps_connections=False),
-            features=FEATURES,
             details={"runtime": runtime},
         )
 
@@ -93,9 +95,12 @@ class LlamaCpp:
         settings = json.dumps(asdict(self._child))
         return Launch((sys.executable, "-m", "decant_serve.engines.llamacpp_child", settings))
 
-    async def is_ready(self, client: httpx.AsyncClient) -> bool:
-        """/health answers 503 while the model loads."""
-        return await is_healthy(client)
+    async def probe(self, client: httpx.AsyncClient) -> Features | None:
+        """/health answers 503 while the model loads. Tools that its template does not know are ignored."""
+        if not await is_healthy(client):
+            return None
+        template = (await ask(client, "/props")).get("chat_template_caps") or {}
+        return TOOL_FEATURES if template.get("supports_tools") else FEATURES
 
     async def observe(
         self, client: httpx.AsyncClient, messages: Sequence[Mapping[str, str]], max_tokens: int
@@ -125,8 +130,12 @@ class LlamaCpp:
         return bos + rendered if cut else rendered
 
     def prepare(self, body: Mapping[str, Any]) -> Mapping[str, Any]:
-        """llama.cpp takes OpenAI's requests as they are."""
-        return body
+        """As it is, but for a choice of one function, which llama.cpp ignores: it gets that tool alone."""
+        name = chosen_function(body.get("tool_choice"))
+        if name is None:
+            return body
+        tools = [tool for tool in body["tools"] if tool["function"]["name"] == name]
+        return {**body, "tools": tools, "tool_choice": "required"}
 
 
 def server_flags(settings: LlamaSettings, *, cpu_flags: frozenset[str]) -> tuple[str, ...]:

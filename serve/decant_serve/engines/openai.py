@@ -34,7 +34,6 @@ class OpenAI:
         return EngineDescription(
             name="openai",
             upstream=Upstream(self._base_url, None, headers=self._headers),
-            features=FEATURES,
             details={"remote": self._base_url, "remote_model": self._model},
         )
 
@@ -42,13 +41,13 @@ class OpenAI:
         """It runs elsewhere."""
         return None
 
-    async def is_ready(self, client: httpx.AsyncClient) -> bool:
+    async def probe(self, client: httpx.AsyncClient) -> Features | None:
         """Whether anything answers at all: what it says to /v1/models is between it and the key."""
         try:
             await client.get("/v1/models", timeout=10.0)
         except httpx.HTTPError:
-            return False
-        return True
+            return None
+        return FEATURES
 
     async def observe(
         self, client: httpx.AsyncClient, messages: Sequence[Mapping[str, str]], max_tokens: int

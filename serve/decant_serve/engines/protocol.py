@@ -64,7 +64,6 @@ class EngineDescription:
 
     name: str
     upstream: Upstream
-    features: Features
     details: Mapping[str, Any] = field(default_factory=dict[str, Any])
 
 
@@ -79,8 +78,8 @@ class Engine(Protocol):
         """How its process is started; None when it runs elsewhere."""
         ...
 
-    async def is_ready(self, client: httpx.AsyncClient) -> bool:
-        """Whether it answers requests; httpx errors mean no."""
+    async def probe(self, client: httpx.AsyncClient) -> Features | None:
+        """What it honours with the model that it loaded; None while it does not answer requests."""
         ...
 
     async def observe(

@@ -105,8 +105,8 @@ class Scripted:
         }
 
     def describe(self) -> EngineDescription:
-        """It honours the token limit; the other sampling parameters have no bearing on a script."""
-        return EngineDescription("scripted", Upstream(HOST, self._socket), FEATURES)
+        """A process with a script."""
+        return EngineDescription("scripted", Upstream(HOST, self._socket))
 
     def launch(self) -> Launch:
         """A process of its own, like every local engine."""
@@ -114,9 +114,9 @@ class Scripted:
             (sys.executable, "-m", "decant_serve.engines.scripted_child", json.dumps(self._arguments))
         )
 
-    async def is_ready(self, client: httpx.AsyncClient) -> bool:
-        """As soon as it listens."""
-        return await is_healthy(client)
+    async def probe(self, client: httpx.AsyncClient) -> Features | None:
+        """It honours the token limit; the other sampling parameters have no bearing on a script."""
+        return FEATURES if await is_healthy(client) else None
 
     async def observe(
         self, client: httpx.AsyncClient, messages: Sequence[Mapping[str, str]], max_tokens: int

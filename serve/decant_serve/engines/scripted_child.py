@@ -18,7 +18,7 @@ from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 
 from decant.wire import ChatRequest, CompletionRequest
-from decant_serve.answers import Answer, Choice, Usage
+from decant_serve.answers import Answer, Choice, EngineTimings, Usage
 from decant_serve.calls import PATHS
 from decant_serve.calls import Route as RouteName
 from decant_serve.disconnects import ClientGone, while_connected
@@ -70,17 +70,21 @@ class ScriptedApp:
             events = self._stream(play, wants_usage=body.include_usage)
             return StreamingResponse(events, media_type="text/event-stream")
         try:
-            await while_connected(request, self._wait(play.scripted))
+            waited_s = await while_connected(request, self._wait(play.scripted))
         except ClientGone:
             return Response(status_code=499)
-        return JSONResponse(play.whole())
+        return JSONResponse(play.whole(waited_s))
 
-    async def _wait(self, scripted: ScriptedAnswer) -> None:
+    async def _wait(self, scripted: ScriptedAnswer) -> float:
+        asked_s = time.perf_counter()
         async with self._slots or nullcontext():
+            waited_s = time.perf_counter() - asked_s
             await asyncio.sleep(scripted.send_times_s()[-1])
             _end(scripted)
+        return waited_s
 
     async def _stream(self, play: "Play", *, wants_usage: bool) -> AsyncIterator[bytes]:
+        asked_s = time.perf_counter()
         async with self._slots or nullcontext():
             taken_up_s = time.perf_counter()
             yield play.answer.opening(0)
@@ -88,7 +92,7 @@ class ScriptedApp:
                 await _sleep_until(taken_up_s + at_s)
                 yield event
             _end(play.scripted)
-            yield play.end(wants_usage=wants_usage)
+            yield play.end(taken_up_s - asked_s, wants_usage=wants_usage)
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,16 +112,21 @@ class Play:
         content = [self.answer.piece(0, text) for text in self.scripted.chunks]
         return list(zip(self.scripted.send_times_s(), [*reasoning, *content], strict=False))
 
-    def end(self, *, wants_usage: bool) -> bytes:
+    def timings(self, waited_s: float) -> EngineTimings:
+        """The script's own times, after the wait for a slot: what a measurement should find."""
+        times_s = self.scripted.send_times_s()
+        return EngineTimings(waited_s, times_s[0], times_s[-1] - times_s[0])
+
+    def end(self, waited_s: float, *, wants_usage: bool) -> bytes:
         """The last events."""
         finish = self.answer.piece(0, "", finish_reason=self.scripted.finish_reason)
-        return finish + self.answer.closing(self.usage() if wants_usage else None)
+        return finish + self.answer.closing(self.usage() if wants_usage else None, self.timings(waited_s))
 
-    def whole(self) -> dict[str, Any]:
+    def whole(self, waited_s: float) -> dict[str, Any]:
         """The answer that is not streamed."""
         reasoning = "".join(self.scripted.reasoning) or None
         choice = Choice("".join(self.scripted.chunks), self.scripted.finish_reason, reasoning=reasoning)
-        return self.answer.whole([choice], self.usage())
+        return self.answer.whole([choice], self.usage(), self.timings(waited_s))
 
 
 def _end(scripted: ScriptedAnswer) -> None:

@@ -97,7 +97,7 @@ class Transformers:
         """What it loads, and in which numbers."""
         runtime = f"transformers {version('transformers')}, torch {version('torch')}"
         details = {"runtime": runtime, "dtype": self.model.dtype or "as saved", "nf4": self.model.nf4}
-        return EngineDescription("transformers", Upstream(HOST, Path(self.model.socket)), FEATURES, details)
+        return EngineDescription("transformers", Upstream(HOST, Path(self.model.socket)), details)
 
     def launch(self) -> Launch:
         """A process of its own, so that a crash in native code leaves the gateway alone."""
@@ -110,9 +110,9 @@ class Transformers:
         command = (sys.executable, "-m", "decant_serve.engines.hf.app", json.dumps(asdict(self.model)))
         return Launch(command, environment)
 
-    async def is_ready(self, client: httpx.AsyncClient) -> bool:
+    async def probe(self, client: httpx.AsyncClient) -> Features | None:
         """It listens once the model is loaded."""
-        return await is_healthy(client)
+        return FEATURES if await is_healthy(client) else None
 
     async def observe(
         self, client: httpx.AsyncClient, messages: Sequence[Mapping[str, str]], max_tokens: int

@@ -14,7 +14,7 @@ from starlette.routing import Route
 from decant.errors import ArtifactError
 from decant.golden import Observation
 from decant.wire import ChatRequest, CompletionRequest
-from decant_serve.answers import Answer, Choice, ScoredToken, Usage
+from decant_serve.answers import Answer, Choice, EngineTimings, ScoredToken, Usage
 from decant_serve.calls import PATHS
 from decant_serve.calls import Route as RouteName
 from decant_serve.disconnects import ClientGone, while_connected
@@ -130,20 +130,23 @@ class HfApp:
 
     async def _whole(self, job: Job, answer: Answer) -> dict[str, Any]:
         drafts = [_Draft() for _ in range(job.choices)]
+        made_s: list[float] = []
         async for pieces in self._pieces(job):
+            made_s += [piece.made_s for piece in pieces]
             for piece in pieces:
                 drafts[piece.choice].add(piece)
         scored = job.sampling.top_logprobs is not None
         choices = [draft.choice(scored=scored) for draft in drafts]
-        return answer.whole(choices, Usage(len(job.prompt_ids), sum(draft.tokens for draft in drafts)))
+        usage = Usage(len(job.prompt_ids), sum(draft.tokens for draft in drafts))
+        return answer.whole(choices, usage, _timings(job, made_s))
 
     async def _stream(self, job: Job, answer: Answer, *, wants_usage: bool) -> AsyncIterator[bytes]:
         opened: set[int] = set()
-        tokens = 0
+        made_s: list[float] = []
         scored = job.sampling.top_logprobs is not None
         try:
             async for pieces in self._pieces(job):
-                tokens += len(pieces)
+                made_s += [piece.made_s for piece in pieces]
                 new = sorted({piece.choice for piece in pieces} - opened)
                 opened.update(new)
                 events = [answer.opening(choice) for choice in new]
@@ -151,7 +154,8 @@ class HfApp:
         except ApiFault as fault:
             yield fault.event()
             return
-        yield answer.closing(Usage(len(job.prompt_ids), tokens) if wants_usage else None)
+        usage = Usage(len(job.prompt_ids), len(made_s)) if wants_usage else None
+        yield answer.closing(usage, _timings(job, made_s))
 
     async def _pieces(self, job: Job) -> AsyncIterator[list[Piece]]:
         """Submits the job and gives its pieces until every choice has ended; leaving early cancels it."""
@@ -187,6 +191,11 @@ class _Draft:
 
     def choice(self, *, scored: bool) -> Choice:
         return Choice("".join(self._texts), self._finish, tuple(self._scored) if scored else None)
+
+
+def _timings(job: Job, made_s: Sequence[float]) -> EngineTimings:
+    assert job.joined_s is not None, "a job that has pieces has joined"
+    return EngineTimings(job.joined_s - job.submitted_s, made_s[0] - job.joined_s, made_s[-1] - made_s[0])
 
 
 def _event(answer: Answer, piece: Piece, *, scored: bool) -> bytes:

@@ -5,6 +5,7 @@ import logging
 import queue
 import random
 import threading
+import time
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
@@ -24,13 +25,17 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class Piece:
-    """What one step adds to one choice. `token_id` is None for the end token; `finish` ends the choice."""
+    """What one step adds to one choice. `token_id` is None for the end token; `finish` ends the choice.
+
+    `made_s` is the reading of `time.perf_counter()` when the token was there.
+    """
 
     choice: int
     text: str
     token_id: int | None
     scored: ScoredToken | None
     finish: str | None
+    made_s: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +48,8 @@ class Broken:
 class Job:
     """One request: its prompt, how many answers to draw, and the queue that they arrive in.
 
-    Made and read on the event loop's thread; only `deliver` is called from the decoding thread.
+    Made and read on the event loop's thread; the decoding thread calls `deliver`, and before that sets
+    `joined_s`, when the first of its rows is taken into the batch.
     """
 
     def __init__(self, prompt_ids: Sequence[int], sampling: Sampling, *, choices: int = 1) -> None:
@@ -51,6 +57,8 @@ class Job:
         self.sampling = sampling
         self.choices = choices
         self.is_cancelled = False
+        self.submitted_s = time.perf_counter()
+        self.joined_s: float | None = None
         self._loop = asyncio.get_running_loop()
         self._pieces: asyncio.Queue[Piece | Broken] = asyncio.Queue()
 
@@ -158,6 +166,9 @@ class Scheduler:
             if not row.job.is_cancelled:
                 joining.append(row)
         if joining:
+            joined_s = time.perf_counter()
+            for row in joining:
+                row.job.joined_s = row.job.joined_s or joined_s
             self._rows += joining
             logits_BV = self._batch.join([row.job.prompt_ids for row in joining])
             self._take_tokens(joining, logits_BV)
@@ -186,7 +197,8 @@ class Scheduler:
             text += row.text.finish()
             row.is_done = True
         spelled = None if ended or scored is None else self._spell(token, scored)
-        row.job.deliver(Piece(row.choice, text, None if ended else token, spelled, finish))
+        made_s = time.perf_counter()
+        row.job.deliver(Piece(row.choice, text, None if ended else token, spelled, finish, made_s))
 
     def _spell(self, token: int, scored: Scored) -> ScoredToken:
         top = tuple(ScoredToken(self._loaded.spell(id_), logprob) for id_, logprob in scored.top)

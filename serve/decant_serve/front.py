@@ -1,0 +1,61 @@
+"""What every request passes and every answer carries: the API key, and the request's id."""
+
+from collections.abc import Mapping
+
+from starlette.datastructures import Headers
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from decant_serve.access import Access, Key
+from decant_serve.exchange import request_id_of
+from decant_serve.openai_errors import ApiFault, headers_too_large
+
+HEAD_LIMIT_BYTES = 64 * 2**10
+# Probes have no keys; what they say names no request.
+OPEN_PATHS = frozenset({"/health", "/ready"})
+
+
+class Front:
+    """An ASGI application before another one: `scope["state"]` gets `request_id` and `key`."""
+
+    def __init__(self, app: ASGIApp, *, access: Access) -> None:
+        self._app = app
+        self._access = access
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answers with 401 itself, or hands on."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        request_id = request_id_of(scope)
+        stamped = _Stamped(send, request_id)
+        try:
+            key = self._key(scope)
+        except ApiFault as fault:
+            await fault.response()(scope, receive, stamped)
+            return
+        scope["state"] = {**_state(scope), "request_id": request_id, "key": key}
+        await self._app(scope, receive, stamped)
+
+    def _key(self, scope: Scope) -> Key | None:
+        if sum(len(name) + len(value) for name, value in scope["headers"]) > HEAD_LIMIT_BYTES:
+            raise headers_too_large(HEAD_LIMIT_BYTES)
+        return None if scope["path"] in OPEN_PATHS else self._access.key_of(Headers(scope=scope))
+
+
+def _state(scope: Scope) -> Mapping[str, object]:
+    return scope.get("state") or {}
+
+
+class _Stamped:
+    """Sends on, with `x-request-id` on an answer that does not have it yet."""
+
+    def __init__(self, send: Send, request_id: str) -> None:
+        self._send = send
+        self._header = (b"x-request-id", request_id.encode())
+
+    async def __call__(self, message: Message) -> None:
+        if message["type"] == "http.response.start":
+            headers = list(message.get("headers", ()))
+            if not any(name == b"x-request-id" for name, _ in headers):
+                message = {**message, "headers": [*headers, self._header]}
+        await self._send(message)
