@@ -67,7 +67,7 @@ def write_requests(
 
 def take_results(job: Job, store: RequestStore, path: Path, *, prices: Prices | None) -> Taken:
     """Records every result of a batch; one that is there already stays, so that a file may be taken twice."""
-    counts = dict.fromkeys(("answered", "failed", "strangers", "unreadable"), 0)
+    counts: dict[str, int] = dict.fromkeys(("answered", "failed", "strangers", "unreadable"), 0)
     for row in read_rows(path):
         counts[_take(job, store, row.fields, prices) if not isinstance(row, BadRow) else "unreadable"] += 1
     if not counts["answered"] + counts["failed"]:

@@ -168,6 +168,23 @@ def test_a_live_process_keeps_its_leases(store: RequestStore) -> None:
     assert store.release_expired() == 0
 
 
+def test_a_clock_that_goes_back_holds_no_dead_lease_and_opens_no_live_one(
+    store: RequestStore, clock: Clock
+) -> None:
+    store.add([new("a"), new("b")])
+    host = process_owner().partition(":")[0]
+    live = store.lease(1, process_owner(), 60)
+    dead = store.lease(1, f"{host}:{os.getpid()}:0", 60)  # a process that had this one's id before it
+    clock.now_s -= 86_400
+    assert (keys(live), keys(dead)) == (["a"], ["b"])
+    assert keys(store.lease(2, process_owner(), 60)) == ["b"]
+
+
+def test_every_row_can_be_read_in_the_order_in_which_it_came(store: RequestStore) -> None:
+    store.add(new(f"{number}") for number in range(2500))
+    assert [label.key for label in store.labels()] == [f"{number}" for number in range(2500)]
+
+
 def test_many_threads_share_a_store(store: RequestStore) -> None:
     store.add(new(str(i)) for i in range(60))
 
