@@ -133,3 +133,11 @@ def test_weights_too_large_for_float16_are_refused_and_fit_bfloat16(model_folder
     rewrite(model_folder, lambda tensors: tensors["lm_head.weight"].fill_(1e5))
     assert "more than float16 can; use gguf:BF16" in refusal(model_folder)
     build_method("gguf:BF16").prepare(model_folder).write(model_folder.parent / "gguf")
+
+
+def test_only_the_gptq_format_is_restored(model_folder: Path, edit_json: Any) -> None:
+    with pytest.raises(QuantizeError, match="is not quantized"):
+        build_method("dequantize:F16").prepare(model_folder)
+    edit_json(model_folder / "config.json", {"quantization_config": {"quant_method": "awq", "bits": 4}})
+    with pytest.raises(QuantizeError, match="is quantized with awq"):
+        build_method("dequantize:F16").prepare(model_folder)

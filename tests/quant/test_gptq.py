@@ -19,9 +19,6 @@ import transformers
 from decant.artifact import read_manifest, verify_files, write_manifest
 from decant.errors import DecantError, ParityError, QuantizeError
 from decant_quant.method import build_method
-from decant_quant.methods.gptq.decoder import build_decoder
-from decant_quant.methods.gptq.families import FAMILIES
-from decant_quant.methods.gptq.quality import final_states
 from decant_quant.methods.gptq.reader import open_gptq
 from decant_quant.options import CalibrationConfig, GptqConfig, Options
 from decant_quant.quantize import QuantizeConfig, run
@@ -175,33 +172,6 @@ def test_more_bits_lose_less(model_folder: Path, sentences: Path) -> None:
     assert lost[1] < lost[0] / 20
 
 
-@pytest.mark.parametrize(
-    ("family", "changes"),
-    [
-        ("Llama", {"attention_bias": True, "mlp_bias": True, "tie_word_embeddings": True}),
-        ("Mistral", {"sliding_window": 4}),
-        ("Qwen2", {"use_sliding_window": True, "sliding_window": 4, "max_window_layers": 1}),
-        ("Qwen3", {"head_dim": 32, "tie_word_embeddings": True}),
-    ],
-)
-def test_layer_by_layer_is_the_model_itself(
-    tmp_path: Path, tiny: Any, family: str, changes: dict[str, Any]
-) -> None:
-    model = tiny.save(tmp_path / "model", family, tiny.tokenizer(), **changes)
-    decoder = build_decoder(tmp_path / "model", FAMILIES[f"{family}ForCausalLM"], "cpu")
-    stored = weights(tmp_path / "model")
-    rows = [(40, 41, 42, 43, 44, 45, 46), (50, 51, 52), (60, 61, 62, 63, 64, 65, 66)]
-
-    def source(names: Any) -> dict[str, torch.Tensor]:
-        return {name: stored[name].float() for name in names}
-
-    for row, hidden in zip(rows, final_states(decoder, source, rows), strict=True):
-        with torch.no_grad():
-            expected = model(torch.tensor([row])).logits[0]
-            found = torch.cat([parts[0] for _, parts in decoder.logits([source], [hidden])])
-        torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-4)
-
-
 @pytest.mark.parametrize("family", ["Llama", "Mistral", "Qwen2", "Qwen3"])
 def test_every_family_is_quantized_and_restored(
     tmp_path: Path, sentences: Path, tiny: Any, family: str
@@ -312,14 +282,6 @@ def test_values_that_the_format_cannot_hold_are_refused(
     safetensors.torch.save_file(stored, model_folder / "model.safetensors", metadata={"format": "pt"})
     with pytest.raises(QuantizeError, match=rf"layers\.1\.mlp\.up_proj\.weight holds .*{said}"):
         run(config(model_folder, sentences))
-
-
-def test_only_the_gptq_format_is_restored(model_folder: Path, edit_json: Any) -> None:
-    with pytest.raises(QuantizeError, match="is not quantized"):
-        build_method("dequantize:F16").prepare(model_folder)
-    edit_json(model_folder / "config.json", {"quantization_config": {"quant_method": "awq", "bits": 4}})
-    with pytest.raises(QuantizeError, match="is quantized with awq"):
-        build_method("dequantize:F16").prepare(model_folder)
 
 
 class Killed(Exception):

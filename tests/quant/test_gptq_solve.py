@@ -1,11 +1,18 @@
-"""The solve and the format by themselves: numbers that can be worked out, and inequalities that must hold."""
+"""The solve, the format and the layers by themselves: numbers worked out, inequalities that must hold."""
+
+from pathlib import Path
+from typing import Any
 
 import pytest
+import safetensors.torch
 import torch
 
 from decant.errors import QuantizeError
+from decant_quant.methods.gptq.decoder import build_decoder
+from decant_quant.methods.gptq.families import FAMILIES
 from decant_quant.methods.gptq.grid import Grid, GridSpec, search_grid
 from decant_quant.methods.gptq.packing import dequantize, pack, unpack
+from decant_quant.methods.gptq.quality import final_states
 from decant_quant.methods.gptq.solve import Solved, SolveSpec, inverse_factor, round_to_nearest, solve
 
 
@@ -204,3 +211,30 @@ def test_the_order_of_the_columns_leaves_groups_in_place() -> None:
     assert packed.g_idx.tolist() == [column // 32 for column in range(128)]
     unordered = solve(weight, hessian, spec(group_size=32, damping=0.01), where="x")
     assert not torch.equal(solved.codes, unordered.codes)
+
+
+@pytest.mark.parametrize(
+    ("family", "changes"),
+    [
+        ("Llama", {"attention_bias": True, "mlp_bias": True, "tie_word_embeddings": True}),
+        ("Mistral", {"sliding_window": 4}),
+        ("Qwen2", {"use_sliding_window": True, "sliding_window": 4, "max_window_layers": 1}),
+        ("Qwen3", {"head_dim": 32, "tie_word_embeddings": True}),
+    ],
+)
+def test_layer_by_layer_is_the_model_itself(
+    tmp_path: Path, tiny: Any, family: str, changes: dict[str, Any]
+) -> None:
+    model = tiny.save(tmp_path / "model", family, tiny.tokenizer(), **changes)
+    decoder = build_decoder(tmp_path / "model", FAMILIES[f"{family}ForCausalLM"], "cpu")
+    stored = safetensors.torch.load_file(tmp_path / "model" / "model.safetensors")
+    rows = [(40, 41, 42, 43, 44, 45, 46), (50, 51, 52), (60, 61, 62, 63, 64, 65, 66)]
+
+    def source(names: Any) -> dict[str, torch.Tensor]:
+        return {name: stored[name].float() for name in names}
+
+    for row, hidden in zip(rows, final_states(decoder, source, rows), strict=True):
+        with torch.no_grad():
+            expected = model(torch.tensor([row])).logits[0]
+            found = torch.cat([parts[0] for _, parts in decoder.logits([source], [hidden])])
+        torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-4)

@@ -205,7 +205,9 @@ def _chat(value: Any, role: str, where: str) -> list[dict[str, str]]:
     items = cast("list[Any]", value) if isinstance(value, list) else [value]
     for item in items:
         if not isinstance(item, dict) or not {"role", "content"} <= set(cast("dict[str, Any]", item)):
-            raise DataError(f"{where}: a message must have a role and a content (got {repr(value)[:60]})")
+            raise DataError(
+                f"{where}: a message must have a role and a content (got {str(cast('Any', item))[:60]})"
+            )
     return cast("list[dict[str, str]]", items)
 
 
