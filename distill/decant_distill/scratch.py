@@ -79,7 +79,7 @@ def read_texts(config: ScratchConfig) -> list[str]:
     for path in config.texts:
         for row in read_rows(path, required=config.task.prompt_fields()):
             if isinstance(row, Row):
-                texts[config.task.prompt.format(**row.fields)] = None
+                texts[config.task.user_text(row.fields)] = None
     if not texts:
         raise DataError(f"{', '.join(map(str, config.texts))}: no row has {config.task.prompt}")
     return list(texts)
