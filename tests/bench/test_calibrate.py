@@ -71,7 +71,8 @@ def test_a_calibration_measures_the_shipped_engine(tmp_path: Path) -> None:
     assert rows[6, "itl", "gateway"]["n"] == 48, "every request was joined with the gateway's own timing"
     result = json.loads((config.output / "streams-6/result.json").read_text(encoding="utf-8"))
     assert result["server"]["joined"] == 12
-    assert set(result["server"]["ttft_parts"]) == {"network_s", "gateway_queue_s", "engine_s"}
+    parts = {"network_s", "gateway_queue_s", "prefill_s", "engine_wait_s"}
+    assert set(result["server"]["ttft_parts"]) == parts
 
 
 def test_the_parts_of_the_first_token_add_up_to_it() -> None:
