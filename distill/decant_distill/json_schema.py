@@ -4,7 +4,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from jsonschema import Draft202012Validator
-from jsonschema.exceptions import SchemaError, best_match
+from jsonschema.exceptions import SchemaError, ValidationError, best_match
 from referencing import Registry
 from referencing.exceptions import Unresolvable
 
@@ -29,14 +29,14 @@ def check_schema(schema: Any, where: str = "schema") -> None:
 
 def problems(value: Any, schema: Schema, where: str = "answer") -> Iterator[str]:
     """What is wrong with a value, worst first, one line each; nothing for a value that fits."""
-    errors = list(_validator(schema).iter_errors(value))
+    errors: list[ValidationError] = list(_validator(schema).iter_errors(value))
     worst = best_match(errors)
     for error in sorted(errors, key=lambda one: one is not worst):
         place = "".join(f".{step}" if isinstance(step, str) else f"[{step}]" for step in error.absolute_path)
         yield f"{where}{place}: {error.message}"
 
 
-def _validator(schema: Schema) -> Draft202012Validator:
+def _validator(schema: Schema) -> Any:
     # An empty registry: the default one fetches references from the network.
     return Draft202012Validator(
         schema, registry=Registry(), format_checker=Draft202012Validator.FORMAT_CHECKER
