@@ -30,7 +30,7 @@ def check_schema(schema: Any, where: str = "schema") -> None:
 def problems(value: Any, schema: Schema, where: str = "answer") -> Iterator[str]:
     """What is wrong with a value, worst first, one line each; nothing for a value that fits."""
     errors: list[ValidationError] = list(_validator(schema).iter_errors(value))
-    worst = best_match(errors)
+    worst: Any = best_match(errors)
     for error in sorted(errors, key=lambda one: one is not worst):
         place = "".join(f".{step}" if isinstance(step, str) else f"[{step}]" for step in error.absolute_path)
         yield f"{where}{place}: {error.message}"
