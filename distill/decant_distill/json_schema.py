@@ -4,7 +4,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from jsonschema import Draft202012Validator
-from jsonschema.exceptions import SchemaError, ValidationError, best_match
+from jsonschema.exceptions import SchemaError, ValidationError
 from referencing import Registry
 from referencing.exceptions import Unresolvable
 
@@ -28,10 +28,9 @@ def check_schema(schema: Any, where: str = "schema") -> None:
 
 
 def problems(value: Any, schema: Schema, where: str = "answer") -> Iterator[str]:
-    """What is wrong with a value, worst first, one line each; nothing for a value that fits."""
+    """What is wrong with a value, outermost first, one line each; nothing for a value that fits."""
     errors: list[ValidationError] = list(_validator(schema).iter_errors(value))
-    worst: Any = best_match(errors)
-    for error in sorted(errors, key=lambda one: one is not worst):
+    for error in sorted(errors, key=lambda one: len(one.absolute_path)):
         place = "".join(f".{step}" if isinstance(step, str) else f"[{step}]" for step in error.absolute_path)
         yield f"{where}{place}: {error.message}"
 
