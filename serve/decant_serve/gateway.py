@@ -15,18 +15,14 @@ from decant_serve.timing_log import TimingLog
 
 @dataclass(frozen=True, slots=True)
 class ServedModel:
-    """One model: its page, its engine, and who may go to it."""
+    """One model: its page, its engine (`engine_name` as in the table of engines), and who may go to it."""
 
     name: str
+    engine_name: str
     page: Mapping[str, Any]
     engine: Engine
     supervisor: Supervisor
     admission: Admission
-
-    @property
-    def engine_name(self) -> str:
-        """The engine's name, as in the table of engines."""
-        return self.engine.describe().name
 
 
 @dataclass(frozen=True, slots=True)

@@ -104,6 +104,8 @@ class Startup:
         """The model as the gateway routes to it."""
         return ServedModel(
             name=self.target.name,
+            # Asked once: to describe itself an engine reads its libraries' versions, which takes milliseconds.
+            engine_name=self.engine.describe().name,
             page=self._page(report),
             engine=self.engine,
             supervisor=self.supervisor,
