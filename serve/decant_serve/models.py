@@ -104,7 +104,7 @@ class Startup:
         """The model as the gateway routes to it."""
         return ServedModel(
             name=self.target.name,
-            # Asked once: to describe itself an engine reads its libraries' versions, which takes milliseconds.
+            # Asked once: an engine reads its libraries' versions for it, which takes milliseconds.
             engine_name=self.engine.describe().name,
             page=self._page(report),
             engine=self.engine,
