@@ -21,7 +21,7 @@ from decant.timing import RequestTiming, percentile
 from decant_bench.bench import bench
 from decant_bench.bench_config import BenchConfig, LengthConfig, WorkloadConfig
 from decant_bench.bench_result import read_bench
-from decant_bench.hardware import describe_command, describe_commit, describe_machine, describe_versions
+from decant_bench.hardware import provenance
 from decant_bench.self_check import InvalidRun
 from decant_bench.server_timing import SERVER_FILE, read_server_timing
 
@@ -69,10 +69,7 @@ def run(config: CalibrateConfig) -> None:
         "rows": [_row_json(row) for row in rows],
         "doubts": doubts,
         "valid": not doubts,
-        "hardware": describe_machine(),
-        "versions": describe_versions(),
-        "commit": describe_commit(Path(__file__).parent),
-        "command": describe_command(),
+        **provenance(Path(__file__).parent),
         "config": config.model_dump(mode="json"),
     }
     write_json(config.output / CALIBRATION_FILE, document)

@@ -12,22 +12,12 @@ from decant.exchange import Route
 from decant.timing import RequestTiming
 from decant_bench.pacing import Clock
 from decant_bench.records import OwnKind, Record
+from decant_bench.replay import ChatClient
 from decant_bench.workload import Conversation
 
 
-class BenchClient(Protocol):
+class BenchClient(ChatClient, Protocol):
     """What the driver needs of a client; `decant.client.OpenAIClient` is one."""
-
-    async def chat(
-        self,
-        request: Mapping[str, Any],
-        *,
-        stream: bool = True,
-        intended_s: float | None = None,
-        request_id: str | None = None,
-    ) -> Completion:
-        """One chat request; ApiError when it fails."""
-        ...
 
     async def complete(
         self,

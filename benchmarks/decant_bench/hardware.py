@@ -56,6 +56,16 @@ def describe_command() -> str:
     return shlex.join(["decant", *sys.argv[1:]])
 
 
+def provenance(source: Path) -> dict[str, Any]:
+    """Machine, versions, commit and command, as results files hold them."""
+    return {
+        "hardware": describe_machine(),
+        "versions": describe_versions(),
+        "commit": describe_commit(source),
+        "command": describe_command(),
+    }
+
+
 def _version(package: str) -> str | None:
     try:
         return version(package)

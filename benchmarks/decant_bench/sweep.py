@@ -17,7 +17,7 @@ from decant.files import write_json, write_text
 from decant_bench.bench import REPORT_FILE, bench
 from decant_bench.bench_config import BenchConfig
 from decant_bench.bench_result import BenchResult
-from decant_bench.hardware import describe_command, describe_commit, describe_machine, describe_versions
+from decant_bench.hardware import provenance
 
 SWEEP_FILE, SWEEP_CSV = "sweep.json", "sweep.csv"
 
@@ -175,10 +175,7 @@ def _write(config: SweepConfig, steps: Sequence[Step], found: Found) -> None:
         "attainment": config.attainment,
         "slo": config.slo.model_dump(),
         "steps": rows,
-        "hardware": describe_machine(),
-        "versions": describe_versions(),
-        "commit": describe_commit(Path(__file__).parent),
-        "command": describe_command(),
+        **provenance(Path(__file__).parent),
         "config": config.model_dump(mode="json"),
     }
     write_json(config.output / SWEEP_FILE, document)

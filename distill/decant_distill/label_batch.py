@@ -16,7 +16,6 @@ from decant.errors import DataError, StageError
 from decant.files import write_jsonl
 from decant.store import Answer, Label, RequestStore
 from decant.wire import ChatResponse, parse_error
-from decant_distill.label_answers import whole_response
 from decant_distill.label_plan import asks_in, plan
 from decant_distill.label_requests import Job
 from decant_distill.label_spend import Prices
@@ -111,17 +110,13 @@ def _take(job: Job, store: RequestStore, result: dict[str, Any], prices: Prices 
 
 def _answer(job: Job, whole: ChatResponse, label: Label, prices: Prices | None) -> Answer:
     choice, usage = whole.choices[0], whole.usage
-    response = whole_response(choice.message.content or "", choice.message.reasoning_text)
-    reading = job.read(response, choice.finish_reason)
     cost_usd = None
     if prices is not None:
         cost_usd = prices.tokens_usd(usage) if usage else prices.worst_case_usd(label.request)
-    return Answer(
-        response=response,
-        reasoning=reading.reasoning,
-        answer=reading.answer,
+    return job.answer(
+        choice.message.content or "",
+        choice.message.reasoning_text,
         finish_reason=choice.finish_reason,
-        prompt_tokens=usage.prompt_tokens if usage else None,
-        completion_tokens=usage.completion_tokens if usage else None,
+        usage=usage,
         cost_usd=cost_usd,
     )

@@ -13,7 +13,6 @@ from decant.client import Completion
 from decant.errors import DecantError, StageError
 from decant.lease import process_owner
 from decant.store import Answer, Label, RequestStore
-from decant_distill.label_answers import whole_response
 from decant_distill.label_plan import asks_in, plan
 from decant_distill.label_requests import Job
 from decant_distill.label_send import Sender
@@ -199,16 +198,11 @@ class Dispatcher:
 
 
 def _answer(job: Job, completion: Completion, cost_usd: float | None) -> Answer:
-    response = whole_response(completion.text, completion.reasoning)
-    reading = job.read(response, completion.finish_reason)
-    usage = completion.usage
-    return Answer(
-        response=response,
-        reasoning=reading.reasoning,
-        answer=reading.answer,
+    return job.answer(
+        completion.text,
+        completion.reasoning,
         finish_reason=completion.finish_reason,
-        prompt_tokens=usage.prompt_tokens if usage else None,
-        completion_tokens=usage.completion_tokens if usage else None,
+        usage=completion.usage,
         cost_usd=cost_usd,
         latency_s=completion.timing.e2e_s,
     )

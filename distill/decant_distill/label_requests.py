@@ -10,10 +10,10 @@ from typing import Any
 
 from decant.dataset import BadRow, Row, read_rows
 from decant.errors import DataError
-from decant.store import NewLabel
+from decant.store import Answer, NewLabel
 from decant.task import Message, TaskConfig
-from decant.wire import canonical_json, request_key
-from decant_distill.label_answers import AnswersConfig, Reading, read_response
+from decant.wire import Usage, canonical_json, request_key
+from decant_distill.label_answers import AnswersConfig, Reading, read_response, whole_response
 
 _SEEDS = 2**31
 
@@ -136,6 +136,30 @@ class Job:
     def read(self, response: str, finish_reason: str | None) -> Reading:
         """What an answer says, by the form that the job asks for."""
         return read_response(response, finish_reason, self.task, self.answers)
+
+    def answer(
+        self,
+        text: str,
+        reasoning: str | None,
+        *,
+        finish_reason: str | None,
+        usage: Usage | None,
+        cost_usd: float | None,
+        latency_s: float | None = None,
+    ) -> Answer:
+        """What the store keeps of an answer."""
+        response = whole_response(text, reasoning)
+        reading = self.read(response, finish_reason)
+        return Answer(
+            response=response,
+            reasoning=reading.reasoning,
+            answer=reading.answer,
+            finish_reason=finish_reason,
+            prompt_tokens=usage.prompt_tokens if usage else None,
+            completion_tokens=usage.completion_tokens if usage else None,
+            cost_usd=cost_usd,
+            latency_s=latency_s,
+        )
 
     def _question(self, row: Row | BadRow) -> Question | Unaskable:
         if isinstance(row, BadRow):

@@ -188,7 +188,6 @@ class Reply:
         named = {
             **limits,
             **headers,
-            "x-request-id": self._exchange.request_id,
             "server-timing": self._exchange.breakdown().server_timing(),
         }
         raw = [(name.lower().encode("latin-1"), value.encode("latin-1")) for name, value in named.items()]

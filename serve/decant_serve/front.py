@@ -47,7 +47,7 @@ def _state(scope: Scope) -> Mapping[str, object]:
 
 
 class _Stamped:
-    """Sends on, with `x-request-id` on an answer that does not have it yet."""
+    """Sends on, with `x-request-id` on the answer."""
 
     def __init__(self, send: Send, request_id: str) -> None:
         self._send = send
@@ -55,7 +55,5 @@ class _Stamped:
 
     async def __call__(self, message: Message) -> None:
         if message["type"] == "http.response.start":
-            headers = list(message.get("headers", ()))
-            if not any(name == b"x-request-id" for name, _ in headers):
-                message = {**message, "headers": [*headers, self._header]}
+            message = {**message, "headers": [*message.get("headers", ()), self._header]}
         await self._send(message)

@@ -60,6 +60,11 @@ def refusal(message: str, *, param: str | None = None, code: str | None = None) 
     return ApiFault(400, message, param=param, code=code)
 
 
+def invalid_value(where: str, fault: str) -> ApiFault:
+    """A 400 for a parameter whose value is at fault."""
+    return refusal(f"{where}: {fault}", param=where, code="invalid_value")
+
+
 def unauthorized() -> ApiFault:
     """A 401: no API key, or none that is known here."""
     message = "Incorrect or missing API key; send it as `Authorization: Bearer KEY`."

@@ -5,8 +5,9 @@ from dataclasses import replace
 from typing import Any, cast
 
 from decant_serve.calls import Call, Features, read_call
-from decant_serve.openai_errors import ApiFault, refusal
+from decant_serve.openai_errors import ApiFault, invalid_value, refusal
 from decant_serve.responses_voice import ResponsesVoice
+from decant_serve.structured import read_object
 
 PATH = "/v1/responses"
 
@@ -80,7 +81,7 @@ def chat_body(body: Mapping[str, Any]) -> dict[str, Any]:
 
 def _take_instructions(chat: dict[str, Any], value: Any) -> None:
     if not isinstance(value, str):
-        raise _invalid("instructions", "must be text")
+        raise invalid_value("instructions", "must be text")
     chat["messages"].insert(0, {"role": "system", "content": value})
 
 
@@ -91,7 +92,7 @@ def _take_input(chat: dict[str, Any], value: Any) -> None:
         return
     for index, item in enumerate(_list(value, "input")):
         where = f"input.{index}"
-        given = _object(item, where)
+        given = read_object(item, where)
         kind = given.get("type", "message")
         if kind not in _ITEMS:
             raise _unsupported(f"{where}.type", f"an item of type {kind!r} is not supported")
@@ -101,7 +102,7 @@ def _take_input(chat: dict[str, Any], value: Any) -> None:
 def _add_message(messages: list[dict[str, Any]], item: Mapping[str, Any], where: str) -> None:
     role = item.get("role")
     if role not in ("user", "assistant", "system", "developer"):
-        raise _invalid(f"{where}.role", "must be user, assistant, system or developer")
+        raise invalid_value(f"{where}.role", "must be user, assistant, system or developer")
     content = _text(item.get("content"), f"{where}.content")
     messages.append({"role": "system" if role == "developer" else role, "content": content})
 
@@ -109,7 +110,7 @@ def _add_message(messages: list[dict[str, Any]], item: Mapping[str, Any], where:
 def _add_call(messages: list[dict[str, Any]], item: Mapping[str, Any], where: str) -> None:
     for name in ("call_id", "name", "arguments"):
         if not isinstance(item.get(name), str):
-            raise _invalid(f"{where}.{name}", "must be text")
+            raise invalid_value(f"{where}.{name}", "must be text")
     function = {"name": item["name"], "arguments": item["arguments"]}
     call = {"id": item["call_id"], "type": "function", "function": function}
     if messages and messages[-1]["role"] == "assistant":
@@ -120,7 +121,7 @@ def _add_call(messages: list[dict[str, Any]], item: Mapping[str, Any], where: st
 
 def _add_output(messages: list[dict[str, Any]], item: Mapping[str, Any], where: str) -> None:
     if not isinstance(item.get("call_id"), str):
-        raise _invalid(f"{where}.call_id", "must be text")
+        raise invalid_value(f"{where}.call_id", "must be text")
     content = _text(item.get("output"), f"{where}.output")
     messages.append({"role": "tool", "tool_call_id": item["call_id"], "content": content})
 
@@ -134,19 +135,19 @@ def _take_limit(chat: dict[str, Any], value: Any) -> None:
 
 
 def _take_text(chat: dict[str, Any], value: Any) -> None:
-    text = _object(value, "text")
+    text = read_object(value, "text")
     _only(text, "text", ("format", "verbosity"))
     if text.get("verbosity") is not None:
         chat["verbosity"] = text["verbosity"]
     if text.get("format") is None:
         return
-    form = dict(_object(text["format"], "text.format"))
+    form = dict(read_object(text["format"], "text.format"))
     kind = form.pop("type", None)
     chat["response_format"] = {"type": kind, "json_schema": form} if kind == "json_schema" else {"type": kind}
 
 
 def _take_reasoning(chat: dict[str, Any], value: Any) -> None:
-    reasoning = _object(value, "reasoning")
+    reasoning = read_object(value, "reasoning")
     _only(reasoning, "reasoning", ("effort",))
     if reasoning.get("effort") is not None:
         chat["reasoning_effort"] = reasoning["effort"]
@@ -155,7 +156,7 @@ def _take_reasoning(chat: dict[str, Any], value: Any) -> None:
 def _take_tools(chat: dict[str, Any], value: Any) -> None:
     tools: list[dict[str, Any]] = []
     for index, tool in enumerate(_list(value, "tools")):
-        given = dict(_object(tool, f"tools.{index}"))
+        given = dict(read_object(tool, f"tools.{index}"))
         if given.pop("type", None) != "function":
             raise _unsupported(f"tools.{index}.type", "only functions are supported")
         tools.append({"type": "function", "function": given})
@@ -191,7 +192,7 @@ def _text(content: Any, where: str) -> str:
         return content
     texts: list[str] = []
     for index, part in enumerate(_list(content, where)):
-        given = _object(part, f"{where}.{index}")
+        given = read_object(part, f"{where}.{index}")
         if given.get("type") not in _TEXT_PARTS or not isinstance(given.get("text"), str):
             raise _unsupported(f"{where}.{index}", "only text is supported")
         texts.append(given["text"])
@@ -212,18 +213,8 @@ def _only(given: Mapping[str, Any], where: str, known: Sequence[str]) -> None:
 
 def _list(value: Any, where: str) -> list[Any]:
     if not isinstance(value, list):
-        raise _invalid(where, "must be a list")
+        raise invalid_value(where, "must be a list")
     return cast("list[Any]", value)
-
-
-def _object(value: Any, where: str) -> Mapping[str, Any]:
-    if not isinstance(value, dict):
-        raise _invalid(where, "must be an object")
-    return cast("dict[str, Any]", value)
-
-
-def _invalid(where: str, fault: str) -> ApiFault:
-    return refusal(f"{where}: {fault}", param=where, code="invalid_value")
 
 
 def _unsupported(where: str, fault: str) -> ApiFault:

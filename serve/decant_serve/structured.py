@@ -4,7 +4,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, cast
 
-from decant_serve.openai_errors import ApiFault, refusal
+from decant_serve.openai_errors import invalid_value
 
 _NAME = re.compile(r"[A-Za-z0-9_-]{1,64}")
 _FORMATS = ("text", "json_object", "json_schema")
@@ -28,12 +28,12 @@ def check_response_format(given: Mapping[str, Any]) -> None:
     """ApiFault 400 for a `response_format` that is none, or whose schema a grammar would not hold."""
     kind = given.get("type")
     if kind not in _FORMATS:
-        raise _invalid("response_format.type", f"must be one of {', '.join(_FORMATS)}")
+        raise invalid_value("response_format.type", f"must be one of {', '.join(_FORMATS)}")
     if kind != "json_schema":
         return
-    named = _object(given.get("json_schema"), "response_format.json_schema")
+    named = read_object(given.get("json_schema"), "response_format.json_schema")
     if not _NAME.fullmatch(str(named.get("name", ""))):
-        raise _invalid("response_format.json_schema.name", "must be 1 to 64 letters, digits, _ or -")
+        raise invalid_value("response_format.json_schema.name", "must be 1 to 64 letters, digits, _ or -")
     check_schema(named.get("schema"), "response_format.json_schema.schema")
 
 
@@ -43,17 +43,17 @@ def check_tools(tools: Sequence[Mapping[str, Any]], choice: Any) -> None:
     for index, tool in enumerate(tools):
         where = f"tools.{index}"
         if tool.get("type") != "function":
-            raise _invalid(f"{where}.type", "must be function")
-        function = _object(tool.get("function"), f"{where}.function")
+            raise invalid_value(f"{where}.type", "must be function")
+        function = read_object(tool.get("function"), f"{where}.function")
         name = function.get("name")
         if not isinstance(name, str) or not _NAME.fullmatch(name) or name in names:
-            raise _invalid(
+            raise invalid_value(
                 f"{where}.function.name", "must be 1 to 64 letters, digits, _ or -, and given once"
             )
         names.append(name)
         parameters = function.get("parameters")
         if parameters is not None:
-            _object(parameters, f"{where}.function.parameters")
+            read_object(parameters, f"{where}.function.parameters")
         if function.get("strict"):
             check_schema(parameters, f"{where}.function.parameters")
     if choice is not None:
@@ -74,7 +74,7 @@ def check_schema(schema: Any, where: str) -> None:
     for path, part in _walk(schema, where, 0):
         extra = set(part) - _ANNOTATIONS - _held(part, path)
         if extra:
-            raise _invalid(path, f"{', '.join(sorted(extra))} would not be held here; leave it out")
+            raise invalid_value(path, f"{', '.join(sorted(extra))} would not be held here; leave it out")
 
 
 def _check_choice(choice: Any, names: Sequence[str]) -> None:
@@ -85,10 +85,10 @@ def _check_choice(choice: Any, names: Sequence[str]) -> None:
         if names:
             return
     elif name is None:
-        raise _invalid("tool_choice", "must be none, auto, required, or the function to call")
+        raise invalid_value("tool_choice", "must be none, auto, required, or the function to call")
     elif name in names:
         return
-    raise _invalid("tool_choice", "asks for a call, and there is no such tool")
+    raise invalid_value("tool_choice", "asks for a call, and there is no such tool")
 
 
 def _held(part: Mapping[str, Any], path: str) -> frozenset[str] | set[str]:
@@ -106,22 +106,22 @@ def _kinds(part: Mapping[str, Any], path: str) -> list[str]:
     given: Any = part.get("type", [])
     kinds = cast("list[Any]", given) if isinstance(given, list) else [given]
     if any(kind not in _TYPES for kind in kinds):
-        raise _invalid(f"{path}.type", f"must be one of {', '.join(_TYPES)}")
+        raise invalid_value(f"{path}.type", f"must be one of {', '.join(_TYPES)}")
     return cast("list[str]", kinds)
 
 
 def _walk(schema: Any, where: str, depth: int) -> Iterator[tuple[str, Mapping[str, Any]]]:
     """Every schema within a schema, with its path."""
     if depth > _DEEPEST:
-        raise _invalid(where, f"is nested more than {_DEEPEST} deep")
-    part = _object(schema, where)
+        raise invalid_value(where, f"is nested more than {_DEEPEST} deep")
+    part = read_object(schema, where)
     yield where, part
     for keyword in ("properties", "$defs", "definitions"):
-        for name, inner in _object(part.get(keyword, {}), f"{where}.{keyword}").items():
+        for name, inner in read_object(part.get(keyword, {}), f"{where}.{keyword}").items():
             yield from _walk(inner, f"{where}.{keyword}.{name}", depth + 1)
     alternatives: Any = part.get("anyOf", [])
     if not isinstance(alternatives, list):
-        raise _invalid(f"{where}.anyOf", "must be a list of schemas")
+        raise invalid_value(f"{where}.anyOf", "must be a list of schemas")
     for index, inner in enumerate(cast("list[Any]", alternatives)):
         yield from _walk(inner, f"{where}.anyOf.{index}", depth + 1)
     if "items" in part:
@@ -131,11 +131,8 @@ def _walk(schema: Any, where: str, depth: int) -> Iterator[tuple[str, Mapping[st
         yield from _walk(additional, f"{where}.additionalProperties", depth + 1)
 
 
-def _object(value: Any, where: str) -> Mapping[str, Any]:
+def read_object(value: Any, where: str) -> Mapping[str, Any]:
+    """The JSON object at a place in a request; ApiFault 400 for anything else."""
     if not isinstance(value, dict):
-        raise _invalid(where, "must be an object")
+        raise invalid_value(where, "must be an object")
     return cast("dict[str, Any]", value)
-
-
-def _invalid(where: str, fault: str) -> ApiFault:
-    return refusal(f"{where}: {fault}", param=where, code="invalid_value")

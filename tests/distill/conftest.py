@@ -2,10 +2,13 @@
 
 import json
 import random
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+
+from tests.distill.loopback_teacher import Teacher, serving
 
 
 def row(number: int, generator: random.Random) -> dict[str, Any]:
@@ -25,6 +28,13 @@ def row(number: int, generator: random.Random) -> dict[str, Any]:
         "reasoning": " ".join(reasoning),
         "answer": str(value),
     }
+
+
+@pytest.fixture
+def teacher() -> Iterator[Teacher]:
+    """An endpoint on a port of its own, told by each test how to answer."""
+    with serving(Teacher()) as one:
+        yield one
 
 
 @pytest.fixture(scope="session")

@@ -1,6 +1,5 @@
 """`decant label` over HTTP: what becomes a label or a failed line, and what is never bought twice."""
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -16,15 +15,8 @@ from tests.distill.loopback_teacher import (
     labels,
     prompts,
     reasoned,
-    serving,
     summary,
 )
-
-
-@pytest.fixture
-def teacher() -> Iterator[Teacher]:
-    with serving(Teacher()) as one:
-        yield one
 
 
 def test_a_label_holds_the_reasoning_and_the_answer_apart(teacher: Teacher, tmp_path: Path) -> None:

@@ -3,7 +3,6 @@
 import importlib.util
 import json
 from collections import Counter
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,16 +18,9 @@ from tests.distill.loopback_teacher import (
     config_for,
     labels,
     prompts,
-    serving,
     stored,
     summary,
 )
-
-
-@pytest.fixture
-def teacher() -> Iterator[Teacher]:
-    with serving(Teacher()) as one:
-        yield one
 
 
 @pytest.mark.parametrize(

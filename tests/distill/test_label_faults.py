@@ -2,7 +2,6 @@
 
 import signal
 from collections import Counter
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -24,12 +23,6 @@ from tests.distill.loopback_teacher import (
     summary,
     wait_until,
 )
-
-
-@pytest.fixture
-def teacher() -> Iterator[Teacher]:
-    with serving(Teacher()) as one:
-        yield one
 
 
 def test_a_storm_of_429_and_500_loses_nothing(teacher: Teacher, tmp_path: Path) -> None:

@@ -4,7 +4,6 @@ import random
 import signal
 import time
 from collections import Counter
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +20,6 @@ from tests.distill.loopback_teacher import (
     prompts,
     reasoned,
     refusal,
-    serving,
     start,
     stored,
     summary,
@@ -29,12 +27,6 @@ from tests.distill.loopback_teacher import (
 )
 
 CONCURRENCY = 4
-
-
-@pytest.fixture
-def teacher() -> Iterator[Teacher]:
-    with serving(Teacher()) as one:
-        yield one
 
 
 def kill_at_random_moments(config: LabelConfig, teacher: Teacher, *, kills: int, seed: int) -> list[int]:

@@ -2,7 +2,6 @@
 
 import asyncio
 from collections import Counter
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -11,13 +10,7 @@ from starlette.responses import Response
 
 from decant_distill.label import run
 from decant_distill.label_pace import Pace
-from tests.distill.loopback_teacher import Teacher, config_for, labels, prompts, reasoned, refusal, serving
-
-
-@pytest.fixture
-def teacher() -> Iterator[Teacher]:
-    with serving(Teacher()) as one:
-        yield one
+from tests.distill.loopback_teacher import Teacher, config_for, labels, prompts, reasoned, refusal
 
 
 async def test_refusals_of_one_moment_halve_once_and_answers_restore() -> None:

@@ -1,7 +1,6 @@
 """`decant label` with a budget: what it costs, and that it never costs more."""
 
 import asyncio
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -15,16 +14,9 @@ from tests.distill.loopback_teacher import (
     Teacher,
     config_for,
     prompts,
-    serving,
     stored,
     summary,
 )
-
-
-@pytest.fixture
-def teacher() -> Iterator[Teacher]:
-    with serving(Teacher()) as one:
-        yield one
 
 
 def test_the_time_of_reused_answers_stays_in_the_summary(teacher: Teacher, tmp_path: Path) -> None:

@@ -112,7 +112,15 @@ def test_the_keywords_of_a_schema_hold(schema: dict[str, Any], good: Any, bad: A
 
 
 @pytest.mark.parametrize(
-    "schema", [{"$ref": "#/x"}, {"$ref": "https://example.com/x"}, {"type": "text"}, {"pattern": "("}, []]
+    "schema",
+    [
+        {"$ref": "#/x"},
+        {"$ref": "https://example.com/x"},
+        {"properties": {"a": {"$ref": "#/x"}}},
+        {"type": "text"},
+        {"pattern": "("},
+        [],
+    ],
 )
 def test_a_schema_that_could_not_be_checked_is_refused(schema: Any) -> None:
     with pytest.raises(ConfigError):
