@@ -112,6 +112,16 @@ class Pages:
                 model.supervisor.restarts for model in served
             ],
         }
+        busy = Reading(
+            "decant_engine_busy_seconds_total",
+            "Time that engine steps took, on the rank that took longest.",
+            "counter",
+            [
+                (label, model.shards.busy_s)
+                for label, model in zip(labels, served, strict=True)
+                if model.shards
+            ],
+        )
         lost = Reading(
             "decant_timing_records_lost_total",
             "Timing records that could not be written to their file.",
@@ -127,7 +137,7 @@ class Pages:
             "counter",
             [({}, self._gateway.access.refused)],
         )
-        return [*readings, lost, refused]
+        return [*readings, busy, lost, refused]
 
 
 def _engine_state(model: ServedModel) -> dict[str, object]:
@@ -137,6 +147,7 @@ def _engine_state(model: ServedModel) -> dict[str, object]:
         "restarts": model.supervisor.restarts,
         "running": model.admission.running,
         "waiting": model.admission.waiting,
+        **({"shards": model.shards.state()} if model.shards else {}),
     }
 
 
