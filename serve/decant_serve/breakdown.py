@@ -59,7 +59,8 @@ def break_down(
     """Differences of marks that count from arrival; a stage that was not left takes the rest of the total.
 
     `engine` holds the engine's numbers in milliseconds: `queue_ms`, `prompt_ms`, `predicted_ms` in
-    llama.cpp's words, or vLLM's `queue_time_ms`, `time_to_first_token_ms` (without its queue), `generation_time_ms`.
+    llama.cpp's words, or vLLM's `queue_time_ms`, `time_to_first_token_ms` (without its queue) and
+    `generation_time_ms`.
     """
     ends = (read_s, admitted_s, engine_ended_s, total_s)
     stages: list[float | None] = []

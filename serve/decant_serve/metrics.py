@@ -18,7 +18,7 @@ Labels = tuple[str, ...]
 
 
 class Histogram:
-    """One histogram per set of values of `label_names`; `bounds` are upper bounds, inclusive, below infinity."""
+    """One histogram per set of label values; `bounds` are upper bounds, inclusive, below infinity."""
 
     def __init__(
         self, name: str, help_text: str, bounds: Sequence[float], label_names: Sequence[str] = _LABELS

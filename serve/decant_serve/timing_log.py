@@ -24,8 +24,8 @@ class TimingRecord:
     """A request's timing with what labels it; `engine` holds the engine's own numbers, where it gives any.
 
     `model` and `engine_name` are None for a request that never named a served model; `key` is the name of the
-    API key that it came with. `accepted_at` is wall time and only labels. `shards` is there for an engine whose
-    ranks are timed.
+    API key that it came with. `accepted_at` is wall time and only labels. `shards` is there for an engine
+    whose ranks are timed.
     """
 
     timing: RequestTiming

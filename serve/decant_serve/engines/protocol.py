@@ -66,7 +66,10 @@ class Upstream:
 
 @dataclass(frozen=True, slots=True)
 class EngineDescription:
-    """An engine in words: `details` goes into the model page as it is; `shards` is where its ranks are timed."""
+    """An engine in words: `details` goes into the model page as it is.
+
+    `shards` says where its ranks write what they did, for an engine that has ranks.
+    """
 
     name: str
     upstream: Upstream

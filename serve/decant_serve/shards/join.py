@@ -17,7 +17,7 @@ _PENDING_LIMIT = 4096
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class JoinedStep:
-    """One engine step over all ranks. Times of the first rank on the machine's monotonic clock, in seconds."""
+    """One engine step over all ranks; `begin_s` and `end_s` are the first rank's, on the monotonic clock."""
 
     step: int
     begin_s: float
@@ -64,7 +64,7 @@ def split_ranks(records: Sequence[RankStep]) -> tuple[RankTiming, ...]:
 
 
 class Joiner:
-    """Collects records until a step has all its ranks. What does not fit together is counted, never joined."""
+    """Collects records until a step has all its ranks. What does not fit is counted, never joined."""
 
     def __init__(self, ranks: int) -> None:
         self._ranks = ranks

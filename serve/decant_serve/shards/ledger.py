@@ -6,6 +6,7 @@ time among its requests by tokens, so that the shares of all requests sum to the
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from itertools import pairwise
 from typing import Any
 
 from decant.timing import RankTiming
@@ -41,12 +42,12 @@ class Marks:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LatencyLedger:
-    """Seconds from arrival to the last byte. All but `total_s` sum to it; `residual_s` is what is unexplained.
+    """Seconds from arrival to the last byte. All but `total_s` sum to it; `residual_s` is unexplained.
 
-    `gateway_s`: read, checked, queued. `frontend_s`: from there to the engine's queue. `engine_queue_s`: in it
-    (None where the engine does not say: then it is within `frontend_s`). `prefill_s`, `decode_s`: the forwards of
-    the first rank. `gaps_s`: between them (the scheduler, steps without this request). `output_s`: from
-    the last step to the last byte.
+    `gateway_s`: read, checked, queued. `frontend_s`: from there to the first step, without `engine_queue_s`,
+    the engine's own queue (None where it does not say). `prefill_s`, `decode_s`: the first rank's forwards.
+    `gaps_s`: between them (the scheduler, steps without this request). `output_s`: from the last step to the
+    last byte.
     """
 
     gateway_s: float
@@ -64,8 +65,8 @@ class LatencyLedger:
 class ShardTiming:
     """What the ranks did for one request. `cost_s` is its share of the engine's busy time.
 
-    `ranks` sums over all its steps, `prefill` and `decode` over those of each phase. `slowest` is the step with
-    the longest forward.
+    `ranks` sums over all its steps, `prefill` and `decode` over those of each phase. `slowest` is the step
+    with the longest forward.
     """
 
     method: str
@@ -144,7 +145,7 @@ def _latency(steps: Sequence[MemberStep], marks: Marks) -> LatencyLedger:
     decode_s = sum(forwards[member.step.step] for member in ordered if not member.is_prefill)
     first, last = ordered[0].step, ordered[-1].step
     within_s = sum(member.step.end_s - member.step.begin_s - forwards[member.step.step] for member in ordered)
-    between_s = sum(b.step.begin_s - a.step.end_s for a, b in zip(ordered, ordered[1:], strict=False))
+    between_s = sum(b.step.begin_s - a.step.end_s for a, b in pairwise(ordered))
     gateway_s = marks.admitted_s - marks.received_s
     before_s = first.begin_s - marks.admitted_s
     output_s = marks.ended_s - last.end_s

@@ -15,7 +15,7 @@ from decant_serve.shards.steps import RankStep, checksum_of, off_payload, step_p
 
 FOLDER_VARIABLE = "DECANT_SHARDS_FOLDER"
 DELAY_VARIABLE = "DECANT_SHARDS_DELAY"
-"""For tests only: "1:0.02" makes rank 1 sleep for 20 ms at the start of each of its steps."""
+"""For tests only: "1:FILE" makes rank 1 sleep, at the start of each step, for the seconds that FILE says."""
 
 _log = logging.getLogger(__name__)
 
@@ -60,18 +60,20 @@ def clock_recorder(rank: int, emit: Callable[[RankStep], None]) -> Recorder:
 class Recording:
     """One worker's records. A fault of ours turns recording off, with a line in the log, and nothing else."""
 
-    def __init__(self, place: Place, recorder: Recorder, ring: RingWriter, *, delay_s: float = 0.0) -> None:
+    def __init__(
+        self, place: Place, recorder: Recorder, ring: RingWriter, *, delay: Path | None = None
+    ) -> None:
         self._recorder: Recorder | None = recorder
         self._ring = ring
-        self._delay_s = delay_s
+        self._delay = delay
         self._step = 0
         self._prompts = PromptLengths() if place.rank == 0 else None
 
     def begin(self, scheduled: Scheduled) -> None:
         """A call of `execute_model`; one without tokens is no step."""
         self._safely(lambda recorder: self._begin(recorder, scheduled))
-        if self._delay_s and scheduled.num_scheduled_tokens:
-            time.sleep(self._delay_s)
+        if self._delay is not None and scheduled.num_scheduled_tokens:
+            time.sleep(float(self._delay.read_text(encoding="utf-8")))
 
     def executed(self, *, is_over: bool) -> None:
         """`execute_model` returned; where it gave no output, `sample_tokens` will follow."""
@@ -109,22 +111,20 @@ class Recording:
             return
         try:
             act(self._recorder)
-        except Exception as error:
-            # Whatever it is: serving matters more than its timing.
+        except Exception as error:  # noqa: BLE001 (serving matters more than its timing)
             self._recorder = None
             self._ring.write(off_payload(f"{type(error).__name__}: {error}"))
             _log.exception("event=shard-timing-off")
 
 
 def start_recording(make: MakeRecorder, *, method: str) -> Recording | None:
-    """Hooks into this worker's collectives and opens its ring; None, with a line in the log, where it cannot."""
+    """Hooks into this worker's collectives and opens its ring; None, and a line in the log, if it cannot."""
     folder = os.environ.get(FOLDER_VARIABLE)
     if not folder:
         return None
     try:
         return _start(make, Path(folder), method=method)
-    except Exception:
-        # A vLLM whose inside looks otherwise must still serve.
+    except Exception:  # noqa: BLE001 (a vLLM whose inside looks otherwise must still serve)
         _log.exception("event=shard-timing-off")
         return None
 
@@ -138,13 +138,13 @@ def _start(make: MakeRecorder, folder: Path, *, method: str) -> Recording:
     ring = RingWriter(folder / f"rank-{place.rank}.ring", note=note)
     recorder = make(place.rank, lambda step: _put(ring, step))
     hook_collectives(parallel_state.GroupCoordinator, recorder)
-    return Recording(place, recorder, ring, delay_s=_delay_s(place.rank))
+    return Recording(place, recorder, ring, delay=_delay_file(place.rank))
 
 
 def _put(ring: RingWriter, step: RankStep) -> None:
     ring.write(step_payload(step))
 
 
-def _delay_s(rank: int) -> float:
-    slow, _, seconds = os.environ.get(DELAY_VARIABLE, "").partition(":")
-    return float(seconds) if slow == str(rank) else 0.0
+def _delay_file(rank: int) -> Path | None:
+    slow, _, file = os.environ.get(DELAY_VARIABLE, "").partition(":")
+    return Path(file) if slow == str(rank) else None
