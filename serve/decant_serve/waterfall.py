@@ -49,7 +49,7 @@ def waterfall(record: Mapping[str, Any]) -> list[str]:
     lines = [_title(record, total_s)]
     began_s = 0.0
     for name, seconds in stages:
-        lines.append(f"  {name:<14} {seconds * 1e3:>10.2f} ms  {_bar(began_s, seconds, total_s)}".rstrip())
+        lines.append(f"  {name:<14} {_ms(seconds):>10} ms  {_bar(began_s, seconds, total_s)}".rstrip())
         began_s += seconds
     return [*lines, *_rank_lines(shards)] if shards else lines
 
@@ -114,6 +114,11 @@ def _bar(began_s: float, seconds: float, total_s: float) -> str:
     return " " * begin + "█" * (eighths // 8) + _EIGHTHS[eighths % 8].strip()
 
 
+def _ms(seconds: float) -> str:
+    """Milliseconds, and never a negative nothing."""
+    return f"{round(seconds * 1e3, 2) + 0.0:.2f}"
+
+
 def _rank_lines(shards: Mapping[str, Any]) -> Iterator[str]:
     steps, prefill = shards["steps"], shards["prefill_steps"]
     counted = f"{steps} engine steps ({prefill} prefill), timed by {shards['method']}"
@@ -167,7 +172,21 @@ def _straggler(shards: Mapping[str, Any]) -> Iterator[str]:
         return
     worst = max(held, key=lambda rank: held[rank])
     waited_ms = sum(held.values()) * 1e3
-    yield f"  rank {worst} held the others up for {held[worst] * 1e3:.2f} of {waited_ms:.2f} ms of waiting"
+    # Below this the ranks are as even as their work lets them be.
+    if held[worst] > 0.6 * sum(held.values()) and sum(held.values()) > 0.05 * _spent_s(shards):
+        due_ms = held[worst] * 1e3
+        yield f"  rank {worst} is the straggler: {due_ms:.2f} of {waited_ms:.2f} ms of waiting are due to it"
+    else:
+        yield f"  no straggler: {waited_ms:.2f} ms of waiting, shared by the ranks"
+
+
+def _spent_s(shards: Mapping[str, Any]) -> float:
+    """The longest forward of any rank, over all steps."""
+    ranks = (*shards["prefill"], *shards["decode"])
+    by_rank: dict[float, float] = {}
+    for rank in ranks:
+        by_rank[rank["rank"]] = by_rank.get(rank["rank"], 0.0) + _forward_s(rank)
+    return max(by_rank.values(), default=0.0)
 
 
 def _from_log(log: Path, request_id: str) -> Mapping[str, Any]:

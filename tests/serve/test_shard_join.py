@@ -55,9 +55,7 @@ def test_the_shortest_stay_is_communication_and_the_rest_is_waiting_for_who_came
 
 
 def test_the_three_parts_sum_to_the_forward_on_every_rank() -> None:
-    records = [
-        rank_step(rank, compute_ms=10 * rank, stays_ms=[7 - rank, 1 + rank, 4]) for rank in range(4)
-    ]
+    records = [rank_step(rank, compute_ms=10 * rank, stays_ms=[7 - rank, 1 + rank, 4]) for rank in range(4)]
     for rank, record in zip(split_ranks(records), records, strict=True):
         assert rank.forward_s == pytest.approx(record.forward_ns / 1e9)
 
@@ -88,7 +86,9 @@ def test_a_latency_ledger_says_where_the_time_went_between_steps_too() -> None:
     timing = shard_timing(steps, marks, method="clock")
     assert timing is not None
     ledger = timing.latency
-    assert (ledger.gateway_s, ledger.frontend_s, ledger.engine_queue_s) == pytest.approx((0.004, 0.008, 0.003))
+    assert (ledger.gateway_s, ledger.frontend_s, ledger.engine_queue_s) == pytest.approx(
+        (0.004, 0.008, 0.003)
+    )
     assert (ledger.prefill_s, ledger.decode_s, ledger.gaps_s) == pytest.approx((0.040, 0.010, 0.005))
     assert (ledger.output_s, ledger.residual_s, ledger.total_s) == pytest.approx((0.030, 0.0, 0.1))
     assert (timing.steps, timing.prefill_steps, timing.slowest.step) == (2, 1, 0)

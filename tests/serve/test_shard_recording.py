@@ -31,7 +31,7 @@ class Ticks:
 
 @dataclass
 class Event:
-    """A device event: it gets the device's time when it is recorded, and passes when the device has come there."""
+    """A device event: it gets its time when it is recorded, and passes when the device has come there."""
 
     device: "Device"
     at_ms: float = 0.0

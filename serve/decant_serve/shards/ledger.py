@@ -107,6 +107,7 @@ def shard_timing(steps: Sequence[MemberStep], marks: Marks, *, method: str) -> S
     """The ledgers of one request; None where no step of it was recorded."""
     if not steps:
         return None
+    steps = _by_step(steps)
     prefill = [member for member in steps if member.is_prefill]
     decode = [member for member in steps if not member.is_prefill]
     return ShardTiming(
@@ -120,6 +121,18 @@ def shard_timing(steps: Sequence[MemberStep], marks: Marks, *, method: str) -> S
         latency=_latency(steps, marks),
         cost_s=sum(member.cost_s for member in steps),
     )
+
+
+def _by_step(steps: Sequence[MemberStep]) -> list[MemberStep]:
+    """Each step once and in order: the answers of n > 1 are several members of one step."""
+    merged: dict[int, MemberStep] = {}
+    for member in steps:
+        number = member.step.step
+        other = merged.get(number)
+        tokens = member.tokens + (other.tokens if other else 0)
+        is_prefill = member.is_prefill or (other is not None and other.is_prefill)
+        merged[number] = MemberStep(member.step, tokens, is_prefill)
+    return [merged[number] for number in sorted(merged)]
 
 
 def _sum_ranks(steps: Sequence[MemberStep]) -> tuple[RankTiming, ...]:
@@ -137,18 +150,15 @@ def _sum_ranks(steps: Sequence[MemberStep]) -> tuple[RankTiming, ...]:
 
 
 def _latency(steps: Sequence[MemberStep], marks: Marks) -> LatencyLedger:
-    # The answers of n > 1 share the engine: a step counts once, however many of them are in it.
-    by_number = {member.step.step: member for member in steps}
-    ordered = [by_number[number] for number in sorted(by_number)]
-    forwards = {member.step.step: member.step.ranks[0].forward_s for member in ordered}
-    prefill_s = sum(forwards[member.step.step] for member in ordered if member.is_prefill)
-    decode_s = sum(forwards[member.step.step] for member in ordered if not member.is_prefill)
-    first, last = ordered[0].step, ordered[-1].step
-    within_s = sum(member.step.end_s - member.step.begin_s - forwards[member.step.step] for member in ordered)
-    between_s = sum(b.step.begin_s - a.step.end_s for a, b in pairwise(ordered))
+    forwards_s = [(member.step.ranks[0].forward_s, member.is_prefill) for member in steps]
+    prefill_s = sum(seconds for seconds, is_prefill in forwards_s if is_prefill)
+    decode_s = sum(seconds for seconds, is_prefill in forwards_s if not is_prefill)
+    stays_s = sum(member.step.end_s - member.step.begin_s for member in steps)
+    between_s = sum(b.step.begin_s - a.step.end_s for a, b in pairwise(steps))
     gateway_s = marks.admitted_s - marks.received_s
-    before_s = first.begin_s - marks.admitted_s
-    output_s = marks.ended_s - last.end_s
+    before_s = steps[0].step.begin_s - marks.admitted_s
+    gaps_s = stays_s - prefill_s - decode_s + between_s
+    output_s = marks.ended_s - steps[-1].step.end_s
     total_s = marks.ended_s - marks.received_s
     return LatencyLedger(
         gateway_s=gateway_s,
@@ -156,8 +166,8 @@ def _latency(steps: Sequence[MemberStep], marks: Marks) -> LatencyLedger:
         engine_queue_s=marks.engine_queue_s,
         prefill_s=prefill_s,
         decode_s=decode_s,
-        gaps_s=within_s + between_s,
+        gaps_s=gaps_s,
         output_s=output_s,
-        residual_s=total_s - (gateway_s + before_s + prefill_s + decode_s + within_s + between_s + output_s),
+        residual_s=total_s - (gateway_s + before_s + prefill_s + decode_s + gaps_s + output_s),
         total_s=total_s,
     )
