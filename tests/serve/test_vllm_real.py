@@ -153,14 +153,13 @@ def test_what_the_engine_says_it_honours_it_honours(server: Any) -> None:
     )
 
 
-def test_a_schema_and_a_chosen_tool_hold(server: Any) -> None:
+def test_a_schema_holds_and_tools_that_the_template_hides_are_refused(server: Any) -> None:
     schema = {"name": "answer", "schema": TOOL["function"]["parameters"]}
     options = {"max_tokens": 200, "temperature": 1.0, "seed": 3}
     answer = server.chat("hi", response_format={"type": "json_schema", "json_schema": schema}, **options)
     assert set(json.loads(text(answer))) == {"yes"}
-    chosen = {"type": "function", "function": {"name": "pick"}}
-    call = server.chat("hi", tools=[TOOL], tool_choice=chosen, **options).json()["choices"][0]["message"]
-    assert set(json.loads(call["tool_calls"][0]["function"]["arguments"])) == {"yes"}
+    refused = server.chat("hi", tools=[TOOL], tool_choice="required", **options)
+    assert (refused.status_code, refused.json()["error"]["param"]) == (400, "tools")
 
 
 def test_too_long_a_prompt_is_refused_in_the_shape_of_openai(server: Any) -> None:
