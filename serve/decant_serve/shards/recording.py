@@ -73,7 +73,8 @@ class Recording:
         """A call of `execute_model`; one without tokens is no step."""
         self._safely(lambda recorder: self._begin(recorder, scheduled))
         if self._delay is not None and scheduled.num_scheduled_tokens:
-            time.sleep(float(self._delay.read_text(encoding="utf-8")))
+            # Empty for a moment while it is being written.
+            time.sleep(float(self._delay.read_text(encoding="utf-8") or 0))
 
     def executed(self, *, is_over: bool) -> None:
         """`execute_model` returned; where it gave no output, `sample_tokens` will follow."""
