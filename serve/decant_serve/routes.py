@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+from collections.abc import Sequence
 
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
@@ -112,16 +113,6 @@ class Pages:
                 model.supervisor.restarts for model in served
             ],
         }
-        busy = Reading(
-            "decant_engine_busy_seconds_total",
-            "Time that engine steps took, on the rank that took longest.",
-            "counter",
-            [
-                (label, model.shards.busy_s)
-                for label, model in zip(labels, served, strict=True)
-                if model.shards
-            ],
-        )
         lost = Reading(
             "decant_timing_records_lost_total",
             "Timing records that could not be written to their file.",
@@ -137,7 +128,17 @@ class Pages:
             "counter",
             [({}, self._gateway.access.refused)],
         )
-        return [*readings, busy, lost, refused]
+        return [*readings, _busy(served), lost, refused]
+
+
+def _busy(served: Sequence[ServedModel]) -> Reading:
+    timed = [(model, model.shards) for model in served if model.shards]
+    return Reading(
+        "decant_engine_busy_seconds_total",
+        "Time that engine steps took, on the rank that took longest.",
+        "counter",
+        [({"model": model.name, "engine": model.engine_name}, shards.busy_s) for model, shards in timed],
+    )
 
 
 def _engine_state(model: ServedModel) -> dict[str, object]:
