@@ -16,7 +16,7 @@ from decant_serve.breakdown import break_down
 from decant_serve.engines.protocol import EngineSettings
 from decant_serve.engines.vllm import Vllm, build
 from decant_serve.engines.vllm_runtime import VllmRuntime, cpu_plan, find_runtime
-from decant_serve.openai_errors import ApiFault
+from decant_serve.openai_errors import ApiFault, from_engine
 from decant_serve.passage import Passage
 from decant_serve.shards.collector import ShardCollector, request_id_of
 from decant_serve.shards.ledger import Marks
@@ -167,6 +167,12 @@ def test_a_golden_prompt_is_read_off_one_answer(settings: Callable[..., EngineSe
     del scored[0]
     with pytest.raises(EngineError, match="scored 2 of 3"):
         asyncio.run(observe())
+
+
+def test_too_long_a_prompt_gets_the_code_that_clients_look_for() -> None:
+    message = "This model's maximum context length is 512 tokens. However, your prompt contains 900."
+    told = {"error": {"message": message, "type": "BadRequestError", "param": "input_tokens", "code": 400}}
+    assert from_engine(400, json.dumps(told).encode(), {}).code == "context_length_exceeded"
 
 
 @pytest.mark.parametrize(("template", "has"), [("{{ tools }}", True), ("{{ messages }}", False)])
