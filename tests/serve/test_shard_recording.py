@@ -142,7 +142,11 @@ def test_a_group_without_a_known_method_is_left_as_it_was() -> None:
 def test_events_are_read_when_the_device_has_passed_them_and_never_before() -> None:
     device, steps = Device(next_ms=2.0), list[RankStep]()
     recorder = EventRecorder(
-        1, make_event=lambda: Event(device), now=lambda: round(device.done_ms * 1e6), emit=steps.append
+        1,
+        make_event=lambda: Event(device),
+        now=lambda: round(device.done_ms * 1e6),
+        emit=steps.append,
+        drop=lambda: None,
     )
     for number in range(2):
         recorder.begin(StepHead(number, 1, ()))
@@ -161,6 +165,21 @@ def test_events_are_read_when_the_device_has_passed_them_and_never_before() -> N
     assert (steps[0].compute_ns, steps[0].durations_ns) == (6_000_000, (2_000_000,))
     assert (steps[0].begin_ns, steps[1].begin_ns) == (2_000_000, 14_000_000)
     assert all(step.is_whole for step in steps)
+
+
+def test_steps_that_a_device_never_finishes_are_dropped_and_counted() -> None:
+    device, dropped = Device(next_ms=1.0), list[int]()
+    recorder = EventRecorder(
+        0,
+        make_event=lambda: Event(device),
+        now=lambda: 0,
+        emit=lambda _: None,
+        drop=lambda: dropped.append(1),
+    )
+    for number in range(300):
+        recorder.begin(StepHead(number, 1, ()))
+        recorder.end()
+    assert 0 < len(dropped) < 300
 
 
 def test_a_prompt_is_prefill_until_it_is_computed_and_a_cached_part_is_not_read_again() -> None:

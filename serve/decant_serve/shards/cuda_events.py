@@ -46,7 +46,7 @@ class _Step:
 
 
 class EventRecorder:
-    """Laps between events. `poll` reads the steps that are over; more than a bounded number wait for none.
+    """Laps between events. `poll` reads the steps that are over; of too many that wait, the newest is dropped.
 
     `now` is the host's clock in nanoseconds; it is compared with the device once, at the first step, and the
     device's own durations carry it from there.
@@ -59,7 +59,9 @@ class EventRecorder:
         make_event: Callable[[], Event],
         now: Callable[[], int],
         emit: Callable[[RankStep], None],
+        drop: Callable[[], None],
     ) -> None:
+        self._drop = drop
         self._rank, self._make_event, self._now, self._emit = rank, make_event, now, emit
         self._open: _Step | None = None
         self._depth = 0
@@ -68,7 +70,6 @@ class EventRecorder:
         self._free: list[Event] = []
         self._anchor: tuple[Event, int] | None = None
         self._lock = threading.Lock()
-        self.dropped = 0
 
     def begin(self, head: StepHead) -> None:
         """Starts a step and reads those that are over."""
@@ -113,7 +114,7 @@ class EventRecorder:
         self._open = None
         with self._lock:
             if len(self._pending) >= _PENDING_LIMIT:
-                self.dropped += 1
+                self._drop()
                 return
             self._pending.append(step)
 
@@ -176,14 +177,14 @@ def _ns(begin: Event, end: Event) -> int:
     return round(begin.elapsed_time(end) * 1e6)
 
 
-def event_recorder(rank: int, emit: Callable[[RankStep], None]) -> EventRecorder:
+def event_recorder(rank: int, emit: Callable[[RankStep], None], drop: Callable[[], None]) -> EventRecorder:
     """A recorder over CUDA events, with a thread that reads the last steps when no other follows."""
     import torch
 
     def make_event() -> Event:
         return torch.cuda.Event(enable_timing=True)
 
-    recorder = EventRecorder(rank, make_event=make_event, now=time.perf_counter_ns, emit=emit)
+    recorder = EventRecorder(rank, make_event=make_event, now=time.perf_counter_ns, emit=emit, drop=drop)
     threading.Thread(target=_poll_forever, args=(recorder,), name="decant-shards", daemon=True).start()
     return recorder
 

@@ -19,7 +19,8 @@ DELAY_VARIABLE = "DECANT_SHARDS_DELAY"
 
 _log = logging.getLogger(__name__)
 
-MakeRecorder = Callable[[int, Callable[[RankStep], None]], Recorder]
+MakeRecorder = Callable[[int, Callable[[RankStep], None], Callable[[], None]], Recorder]
+"""From a rank, where its records go, and what counts one that is lost."""
 
 
 class _NewRequest(Protocol):
@@ -52,8 +53,8 @@ class Place:
     size: int
 
 
-def clock_recorder(rank: int, emit: Callable[[RankStep], None]) -> Recorder:
-    """Laps of the machine's monotonic clock, which all processes of a Linux machine share."""
+def clock_recorder(rank: int, emit: Callable[[RankStep], None], _: Callable[[], None]) -> Recorder:
+    """Laps of the machine's monotonic clock, which all processes of a Linux machine share; none is lost."""
     return ClockRecorder(rank, clock=time.perf_counter_ns, emit=emit)
 
 
@@ -137,7 +138,7 @@ def _start(make: MakeRecorder, folder: Path, *, method: str) -> Recording:
     place = Place(group.rank_in_group, group.world_size)
     note = {"rank": place.rank, "ranks": place.size, "method": method, "pid": os.getpid()}
     ring = RingWriter(folder / f"rank-{place.rank}.ring", note=note)
-    recorder = make(place.rank, lambda step: _put(ring, step))
+    recorder = make(place.rank, lambda step: _put(ring, step), ring.drop)
     hook_collectives(parallel_state.GroupCoordinator, recorder)
     return Recording(place, recorder, ring, delay=_delay_file(place.rank))
 

@@ -47,8 +47,7 @@ class RingWriter:
         record = _RECORD.pack(len(payload), zlib.crc32(payload)) + payload
         (read,) = _COUNT.unpack_from(self._map, _READ_AT)
         if len(record) > self._size - (self._written - read):
-            self.dropped += 1
-            _COUNT.pack_into(self._map, _DROPPED_AT, self.dropped)
+            self.drop()
             return False
         start = self._written % self._size
         first = record[: self._size - start]
@@ -61,6 +60,11 @@ class RingWriter:
         # Last: whoever sees it sees the record. Where stores may be reordered, the CRC tells.
         _COUNT.pack_into(self._map, _WRITTEN_AT, self._written)
         return True
+
+    def drop(self) -> None:
+        """Counts a record that its writer could not keep until it was ready."""
+        self.dropped += 1
+        _COUNT.pack_into(self._map, _DROPPED_AT, self.dropped)
 
     def close(self) -> None:
         """Lets go of the memory; the file stays for its reader."""
