@@ -46,7 +46,7 @@ class _Step:
 
 
 class EventRecorder:
-    """Laps between events. `poll` reads the steps that are over; of too many that wait, the newest is dropped.
+    """Laps between events. `poll` reads the steps that are over; what waits behind too many is dropped.
 
     `now` is the host's clock in nanoseconds; it is compared with the device once, at the first step, and the
     device's own durations carry it from there.
