@@ -19,6 +19,7 @@ VERBS: dict[str, tuple[str, str]] = {
     "demo": ("decant_distill.demo.command", "run the whole loop on a bundled world and print its ledger"),
     "run": ("decant.pipeline", "run a recipe's stages in order, skipping what is done"),
     "serve": ("decant_serve.serve", "serve a model behind an OpenAI-compatible endpoint"),
+    "waterfall": ("decant_serve.waterfall", "show where one served request's time went, rank by rank"),
     "label": ("decant_distill.label", "label a dataset with a teacher, with its reasoning"),
     "curate": ("decant_distill.curate", "turn labels into a training set"),
     "train": ("decant_distill.train.command", "teach a student with QLoRA"),

@@ -150,15 +150,17 @@ class RequestTiming:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RankTiming:
-    """One tensor-parallel rank's share of one step.
+    """One tensor-parallel rank's share of a step, or of several.
 
-    `comm_s` is what the fastest rank spent in the collectives, `wait_s` the rest of this rank's time in them.
+    `comm_s` is what the fastest rank spent in the collectives, `wait_s` the rest of this rank's time in them,
+    `held_up_s` how long this rank made the one that waited longest wait for it.
     """
 
     rank: int
     compute_s: float
     wait_s: float
     comm_s: float
+    held_up_s: float = 0.0
 
     @property
     def forward_s(self) -> float:

@@ -4,6 +4,12 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
+_ENGINE_WORDS: Mapping[str, tuple[str, ...]] = {
+    "queue": ("queue_ms", "queue_time_ms"),
+    "prefill": ("prompt_ms", "time_to_first_token_ms"),
+    "decode": ("predicted_ms", "generation_time_ms"),
+}
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Breakdown:
@@ -52,8 +58,9 @@ def break_down(
 ) -> Breakdown:
     """Differences of marks that count from arrival; a stage that was not left takes the rest of the total.
 
-    `engine` holds the engine's numbers under llama.cpp's names, in milliseconds: `queue_ms`, `prompt_ms`,
-    `predicted_ms`.
+    `engine` holds the engine's numbers in milliseconds: `queue_ms`, `prompt_ms`, `predicted_ms` in
+    llama.cpp's words, or vLLM's `queue_time_ms`, `time_to_first_token_ms` (without its queue) and
+    `generation_time_ms`.
     """
     ends = (read_s, admitted_s, engine_ended_s, total_s)
     stages: list[float | None] = []
@@ -63,7 +70,7 @@ def break_down(
         began_s = end_s
     read, queue, in_engine, send = stages
     assert read is not None, "the first stage always begins"
-    told = {name: _seconds(engine, name) for name in ("queue_ms", "prompt_ms", "predicted_ms")}
+    told = {stage: _seconds(engine, names) for stage, names in _ENGINE_WORDS.items()}
     explained = [value for value in told.values() if value is not None]
     return Breakdown(
         total_s=total_s,
@@ -71,13 +78,18 @@ def break_down(
         queue_s=queue,
         engine_s=in_engine,
         send_s=send,
-        engine_queue_s=told["queue_ms"],
-        prefill_s=told["prompt_ms"],
-        decode_s=told["predicted_ms"],
+        engine_queue_s=told["queue"],
+        prefill_s=told["prefill"],
+        decode_s=told["decode"],
         residual_s=in_engine - sum(explained) if in_engine is not None and explained else None,
     )
 
 
-def _seconds(engine: Mapping[str, Any] | None, name: str) -> float | None:
-    value = engine.get(name) if engine else None
+def engine_queue_s(engine: Mapping[str, Any] | None) -> float | None:
+    """How long the request waited within the engine, where it says so."""
+    return _seconds(engine, _ENGINE_WORDS["queue"])
+
+
+def _seconds(engine: Mapping[str, Any] | None, names: tuple[str, ...]) -> float | None:
+    value = next((engine[name] for name in names if name in engine), None) if engine else None
     return value / 1000 if isinstance(value, int | float) else None

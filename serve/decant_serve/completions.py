@@ -62,9 +62,19 @@ class Completions:
             exchange.fail("gateway_error", 500)
             raise
         finally:
-            self._close(exchange)
+            await self._close(exchange)
 
-    def _close(self, exchange: Exchange) -> None:
+    async def _close(self, exchange: Exchange) -> None:
+        shards = exchange.served.shards if exchange.served else None
+        try:
+            if shards is not None:
+                await shards.settle()
+        finally:
+            self._write_down(exchange)
+            if shards is not None:
+                shards.forget(exchange.request_id)
+
+    def _write_down(self, exchange: Exchange) -> None:
         record = exchange.record()
         self._gateway.timings.add(record)
         self._gateway.metrics.observe(record)

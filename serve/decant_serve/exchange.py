@@ -12,10 +12,11 @@ from starlette.types import Scope, Send
 
 from decant.timing import RequestTiming
 from decant_serve.access import Key
-from decant_serve.breakdown import Breakdown, break_down
+from decant_serve.breakdown import Breakdown, break_down, engine_queue_s
 from decant_serve.gateway import ServedModel
 from decant_serve.openai_errors import ApiFault
 from decant_serve.passage import Passage
+from decant_serve.shards.ledger import Marks, ShardTiming
 from decant_serve.timing_log import TimingRecord
 from decant_serve.voices import PlainVoice, Voice
 
@@ -74,6 +75,7 @@ class Exchange:
             streamed=self.streamed,
             key=self.key.name if self.key else None,
             engine=self.passage.engine_numbers,
+            shards=self._shards(),
         )
 
     def timing(self) -> RequestTiming:
@@ -110,6 +112,19 @@ class Exchange:
             engine_ended_s=engine_ended_s,
             engine=self.passage.engine_numbers,
         )
+
+    def _shards(self) -> ShardTiming | None:
+        """What the engine's ranks did for this request so far, where they are timed."""
+        collector = self.served.shards if self.served else None
+        if collector is None or self.admitted_s is None:
+            return None
+        marks = Marks(
+            received_s=self.received_s,
+            admitted_s=self.admitted_s,
+            ended_s=self.last_byte_s or time.perf_counter(),
+            engine_queue_s=engine_queue_s(self.passage.engine_numbers),
+        )
+        return collector.timing(self.request_id, marks)
 
     def tokens_used(self) -> int:
         """What the request counts against its key: its usage, or what was seen of an answer without one."""

@@ -9,13 +9,17 @@ from decant_serve.admission import Admission
 from decant_serve.deadlines import Drain
 from decant_serve.engines.protocol import Engine
 from decant_serve.metrics import Metrics
+from decant_serve.shards.collector import ShardCollector
 from decant_serve.supervisor import Supervisor
 from decant_serve.timing_log import TimingLog
 
 
 @dataclass(frozen=True, slots=True)
 class ServedModel:
-    """One model: its page, its engine (`engine_name` as in the table of engines), and who may go to it."""
+    """One model: its page, its engine (`engine_name` as in the table of engines), and who may go to it.
+
+    `shards` holds what its ranks did, for an engine that has ranks.
+    """
 
     name: str
     engine_name: str
@@ -23,6 +27,7 @@ class ServedModel:
     engine: Engine
     supervisor: Supervisor
     admission: Admission
+    shards: ShardCollector | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,6 +4,7 @@ from bisect import bisect_left
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
+from decant_serve.shards.join import JoinedStep
 from decant_serve.timing_log import TimingRecord
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
@@ -19,8 +20,10 @@ Labels = tuple[str, ...]
 class Histogram:
     """One histogram per set of label values; `bounds` are upper bounds, inclusive, below infinity."""
 
-    def __init__(self, name: str, help_text: str, bounds: Sequence[float]) -> None:
-        self._name, self._help, self._bounds = name, help_text, bounds
+    def __init__(
+        self, name: str, help_text: str, bounds: Sequence[float], label_names: Sequence[str] = _LABELS
+    ) -> None:
+        self._name, self._help, self._bounds, self._names = name, help_text, bounds, label_names
         self._counts: dict[Labels, list[int]] = {}
         self._sums: dict[Labels, float] = {}
 
@@ -34,7 +37,7 @@ class Histogram:
         """The text format: cumulative buckets, sum and count."""
         yield from _head(self._name, self._help, "histogram")
         for labels, counts in self._counts.items():
-            shown: dict[str, str] = dict(zip(_LABELS, labels, strict=True))
+            shown: dict[str, str] = dict(zip(self._names, labels, strict=True))
             total = 0
             for bound, count in zip((*self._bounds, "+Inf"), counts, strict=True):
                 total += count
@@ -85,6 +88,12 @@ class Metrics:
             _ITL_BOUNDS_S,
         )
         self._e2e = Histogram("decant_e2e_seconds", "From arrival to the last content.", _BOUNDS_S)
+        self._ranks = Histogram(
+            "decant_rank_seconds",
+            "What each rank spent computing, waiting and communicating, per engine step.",
+            _ITL_BOUNDS_S,
+            ("model", "engine", "rank", "kind"),
+        )
         self._requests = Counter("decant_requests_total", "Requests that ended.", (*_LABELS, "route"))
         self._tokens = Counter(
             "decant_tokens_total", "Tokens of finished requests.", ("model", "engine", "kind")
@@ -117,10 +126,25 @@ class Metrics:
             if tokens is not None:
                 self._tokens.add((model, engine, kind), tokens)
 
+    def observe_step(self, model: str, engine: str, step: JoinedStep) -> None:
+        """Counts one engine step on each of its ranks."""
+        for rank in step.ranks:
+            spent = {"compute": rank.compute_s, "wait": rank.wait_s, "comm": rank.comm_s}
+            for kind, seconds in spent.items():
+                self._ranks.observe((model, engine, str(rank.rank), kind), seconds)
+
     def render(self, readings: Iterable[Reading]) -> str:
         """The whole page: what was counted, and `readings` of now."""
         lines: list[str] = []
-        for family in (self._requests, self._tokens, self._queue, self._ttft, self._itl, self._e2e):
+        for family in (
+            self._requests,
+            self._tokens,
+            self._queue,
+            self._ttft,
+            self._itl,
+            self._e2e,
+            self._ranks,
+        ):
             lines += family.lines()
         for reading in readings:
             lines += _head(reading.name, reading.help_text, reading.kind)

@@ -18,17 +18,19 @@ from decant_serve.admission import Admission
 from decant_serve.engines.protocol import Engine, EngineSettings, build_engine
 from decant_serve.gateway import ServedModel
 from decant_serve.golden_check import check_golden
+from decant_serve.shards.collector import ShardCollector
 from decant_serve.supervisor import Supervisor
 from decant_serve.target import Target, find_target
 
 _engine_log = logging.getLogger("decant_serve.engine")
 
-_ENGINE_BY_KIND: Mapping[str, str] = {
-    "hf": "transformers",
-    "adapter": "transformers",
-    "gguf": "llamacpp",
-    "script": "scripted",
-    "remote": "openai",
+# The first is what `auto` takes.
+_ENGINES_BY_KIND: Mapping[str, tuple[str, ...]] = {
+    "hf": ("transformers", "vllm"),
+    "adapter": ("transformers",),
+    "gguf": ("llamacpp",),
+    "script": ("scripted",),
+    "remote": ("openai",),
 }
 
 
@@ -40,7 +42,7 @@ class ModelConfig(Config):
     model: OptionalInputPath = Field(
         default=None, description="model folder, adapter folder, .gguf file or script"
     )
-    engine: Literal["auto", "llamacpp", "transformers", "openai", "scripted"] = Field(
+    engine: Literal["auto", "llamacpp", "transformers", "vllm", "openai", "scripted"] = Field(
         default="auto", description="what runs the model; auto goes by its kind"
     )
     threads: int | None = Field(
@@ -51,6 +53,13 @@ class ModelConfig(Config):
     context: int = Field(default=2048, ge=64, description="tokens of context per request")
     parallel: int = Field(default=8, ge=1, description="requests that the engine decodes at once")
     queue_limit: int = Field(default=256, ge=0, description="requests that may wait before others get a 429")
+    tensor_parallel_size: int = Field(default=1, ge=1, description="ranks that share the model (vllm engine)")
+    engine_python: Path | None = Field(
+        default=None, description="Python interpreter of the environment that has the engine (vllm engine)"
+    )
+    shard_timing: Literal["on", "off"] = Field(
+        default="on", description="time every rank of every engine step (vllm engine)"
+    )
     golden: Literal["check", "skip"] = Field(
         default="check", description="re-run the artifact's golden prompts first"
     )
@@ -70,6 +79,9 @@ class ModelConfig(Config):
             raise ValueError(f"base_url is for the openai engine, not for {self.engine}")
         if self.base_url is None and self.engine == "openai":
             raise ValueError("the openai engine needs base_url, the endpoint to pass requests on to")
+        for name in ("tensor_parallel_size", "engine_python", "shard_timing"):
+            if self.engine != "vllm" and dict(self)[name] != ModelConfig.model_fields[name].default:
+                raise ValueError(f"{name} is for the vllm engine; give --engine vllm with it")
 
 
 class ModelTable(ModelConfig):
@@ -90,6 +102,7 @@ class Startup:
     threads: int
     engine: Engine
     supervisor: Supervisor
+    shards: ShardCollector | None
 
     async def check(self) -> GoldenReport:
         """Starts the engine and re-runs the golden prompts; EngineError when it dies."""
@@ -110,6 +123,7 @@ class Startup:
             engine=self.engine,
             supervisor=self.supervisor,
             admission=Admission(slots=self.config.parallel, queue_limit=self.config.queue_limit),
+            shards=self.shards,
         )
 
     def _page(self, report: GoldenReport) -> dict[str, Any]:
@@ -151,7 +165,9 @@ async def find_models(
         socket = folder / f"engine-{number}.sock"
         engine = build_engine(_engine_name(config, target), _settings(config, target, socket, threads))
         supervisor = Supervisor(engine, start_limit_s=start_limit_s, echo=_engine_log.info)
-        startups.append(Startup(config, target, threads, engine, supervisor))
+        source = engine.describe().shards
+        shards = ShardCollector(source) if source else None
+        startups.append(Startup(config, target, threads, engine, supervisor, shards))
     return startups
 
 
@@ -163,10 +179,10 @@ def _find_target(config: ModelConfig) -> Target:
 
 
 def _engine_name(config: ModelConfig, target: Target) -> str:
-    fitting = _ENGINE_BY_KIND[target.kind]
-    if config.engine not in ("auto", fitting):
+    fitting = _ENGINES_BY_KIND[target.kind]
+    if config.engine not in ("auto", *fitting):
         raise ConfigError(f"the {config.engine} engine cannot serve {config.model}, a {target.kind} model")
-    return fitting
+    return fitting[0] if config.engine == "auto" else config.engine
 
 
 def _settings(config: ModelConfig, target: Target, socket: Path, threads: int) -> EngineSettings:
@@ -179,6 +195,9 @@ def _settings(config: ModelConfig, target: Target, socket: Path, threads: int) -
         threads=threads,
         context=config.context,
         parallel=config.parallel,
+        tensor_parallel_size=config.tensor_parallel_size,
+        python=config.engine_python,
+        shard_timing=config.shard_timing == "on",
         remote_url=config.base_url,
         api_key=key,
     )

@@ -146,6 +146,9 @@ def from_engine(status: int, body: bytes, headers: Mapping[str, str]) -> ApiFaul
         error = None
     error = error or ErrorBody(message=body.decode("utf-8", "replace").strip()[:300] or f"status {status}")
     code = error.code if isinstance(error.code, str) else _CODES.get(error.type or "")
+    # vLLM has OpenAI's words for it, and no code.
+    if code is None and error.message.startswith("This model's maximum context length"):
+        code = "context_length_exceeded"
     kind = _TYPES.get(status, "invalid_request_error" if 400 <= status < 500 else "server_error")
     kept = {name: headers[name] for name in _KEPT_HEADERS if name in headers}
     return ApiFault(status, error.message, type=kind, param=error.param, code=code, headers=kept)

@@ -15,7 +15,7 @@ _CONTENT = re.compile(
     rb'"(?:content|reasoning_content|reasoning|text|arguments)":\s*"(?!")|"tool_calls":\s*\[\s*\{'
 )
 _FINISH = re.compile(rb'"finish_reason":\s*"(\w+)"')
-_NUMBERS = re.compile(rb'"(?:usage|timings)":\s*\{')
+_NUMBERS = re.compile(rb'"(?:usage|timings|metrics)":\s*\{')
 _ERROR = re.compile(rb'data:\s*\{"error":')
 _DONE = re.compile(rb"data:\s*\[DONE\]")
 
@@ -89,7 +89,8 @@ class Passage:
             parsed = None
         body = cast("dict[str, Any]", parsed) if isinstance(parsed, dict) else {}
         self.usage = body.get("usage") or self.usage
-        self.engine_numbers = body.get("timings") or self.engine_numbers
+        # llama.cpp and our own engines say `timings`, vLLM says `metrics`.
+        self.engine_numbers = body.get("timings") or body.get("metrics") or self.engine_numbers
         return body
 
 

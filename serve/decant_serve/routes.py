@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+from collections.abc import Sequence
 
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
@@ -127,7 +128,17 @@ class Pages:
             "counter",
             [({}, self._gateway.access.refused)],
         )
-        return [*readings, lost, refused]
+        return [*readings, _busy(served), lost, refused]
+
+
+def _busy(served: Sequence[ServedModel]) -> Reading:
+    timed = [(model, model.shards) for model in served if model.shards]
+    return Reading(
+        "decant_engine_busy_seconds_total",
+        "Time that engine steps took, on the rank that took longest.",
+        "counter",
+        [({"model": model.name, "engine": model.engine_name}, shards.busy_s) for model, shards in timed],
+    )
 
 
 def _engine_state(model: ServedModel) -> dict[str, object]:
@@ -137,6 +148,7 @@ def _engine_state(model: ServedModel) -> dict[str, object]:
         "restarts": model.supervisor.restarts,
         "running": model.admission.running,
         "waiting": model.admission.waiting,
+        **({"shards": model.shards.state()} if model.shards else {}),
     }
 
 

@@ -11,6 +11,7 @@ import sys
 import tempfile
 from collections.abc import Generator, Sequence
 from contextlib import AsyncExitStack, contextmanager
+from functools import partial
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -112,6 +113,8 @@ async def _run(config: ServeConfig, folder: Path, stop: "_Stop") -> None:
 
 
 async def _start(startup: Startup, engines: AsyncExitStack, *, check_only: bool) -> ServedModel:
+    if startup.shards is not None:
+        engines.push_async_callback(startup.shards.stop)
     engines.push_async_callback(startup.supervisor.stop)
     report = await startup.check()
     if check_only:
@@ -151,12 +154,16 @@ def _announce(config: ServeConfig, gateway: Gateway, *, base_url: str) -> None:
 
 
 def _gateway(config: ServeConfig, served: Sequence[ServedModel], access: Access) -> Gateway:
+    metrics = Metrics()
+    for model in served:
+        if model.shards is not None:
+            model.shards.start(partial(metrics.observe_step, model.name, model.engine_name))
     return Gateway(
         models={model.name: model for model in served},
         access=access,
         drain=Drain(limit_s=config.ready_gap_s + config.drain_limit_s),
         timings=TimingLog(config.timing_log),
-        metrics=Metrics(),
+        metrics=metrics,
         limits=Limits(config.request_limit_s, config.body_limit_bytes),
     )
 

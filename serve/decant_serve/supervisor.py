@@ -7,6 +7,7 @@ import signal
 import time
 from collections import deque
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Literal
 
 import httpx
@@ -145,6 +146,7 @@ class Supervisor:
             await self._process.wait()
             self.state = "restarting"
             failures = 0 if time.monotonic() - since_s > _STABLE_AFTER_S else failures
+            _end_group(self._process.pid)
             _log.error("engine=%s event=died detail=%r", self._description.name, await self._obituary())
             failures = await self._restart(failures)
             self.restarts += 1
@@ -175,6 +177,7 @@ class Supervisor:
                 _log.warning("engine=%s event=killed pid=%d", self._description.name, process.pid)
                 process.kill()
                 await process.wait()
+        _end_group(process.pid)
         await self._finish_reading()
 
     async def _finish_reading(self) -> None:
@@ -200,6 +203,12 @@ class Supervisor:
             return f"the {name} engine: {where.base_url} did not answer within {self._start_limit_s:g} s"
         limit = f"was not ready after {self._start_limit_s:g} s"
         return f"the {name} engine {limit}; its last lines: {self.last_words or '(none)'}"
+
+
+def _end_group(leader: int) -> None:
+    """Ends what an engine's process had started itself, such as the ranks of a model, and left behind."""
+    with suppress(ProcessLookupError, PermissionError):
+        os.killpg(leader, signal.SIGKILL)
 
 
 def _connect(engine: Engine) -> httpx.AsyncClient:

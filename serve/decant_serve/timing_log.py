@@ -12,6 +12,7 @@ from typing import IO, Any
 from decant.errors import EndpointError
 from decant.timing import RequestTiming
 from decant_serve.breakdown import Breakdown
+from decant_serve.shards.ledger import ShardTiming, rank_rows
 
 _log = logging.getLogger(__name__)
 
@@ -23,7 +24,8 @@ class TimingRecord:
     """A request's timing with what labels it; `engine` holds the engine's own numbers, where it gives any.
 
     `model` and `engine_name` are None for a request that never named a served model; `key` is the name of the
-    API key that it came with. `accepted_at` is wall time and only labels.
+    API key that it came with. `accepted_at` is wall time and only labels. `shards` is there for an engine
+    whose ranks are timed.
     """
 
     timing: RequestTiming
@@ -35,6 +37,7 @@ class TimingRecord:
     streamed: bool
     key: str | None
     engine: Mapping[str, Any] | None
+    shards: ShardTiming | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """The record as JSON."""
@@ -48,6 +51,8 @@ class TimingRecord:
             "accepted_at": self.accepted_at.isoformat(timespec="milliseconds"),
             "breakdown": self.breakdown.to_dict(),
             "engine": dict(self.engine) if self.engine else None,
+            "ranks": rank_rows(self.shards.ranks) if self.shards else [],
+            "shards": self.shards.to_dict() if self.shards else None,
         }
 
 

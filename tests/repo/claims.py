@@ -11,7 +11,10 @@ from decant.arguments import build_parser
 from decant.cli import VERBS, load_verb
 
 # Commands of other people, which may stand in our documents unchecked.
-FOREIGN = {"apt", "cd", "curl", "docker", "export", "git", "kill", "llama-server", "pip", "python", "vllm"}
+FOREIGN = {
+    *("apt", "cd", "curl", "docker", "export", "git", "kill", "llama-server", "pip", "python"),
+    *("sh", "vllm"),
+}
 SOURCE_SUFFIXES = (".py", ".toml", ".txt")
 AREAS = ("serve", "quant", "distill", "benchmarks")
 

@@ -348,6 +348,17 @@ def llamacpp_server(serve_for_session: Serve, tiny_gguf: Path) -> Iterator[Serve
 
 
 @pytest.fixture(scope="session")
+def vllm_server(serve_for_session: Serve, tiny_folder: Path) -> Iterator[Server]:
+    """The tiny model on the vllm engine, where there is one."""
+    python = os.environ.get("DECANT_VLLM_PYTHON")
+    if python is None:
+        pytest.skip("DECANT_VLLM_PYTHON names no interpreter with vLLM")
+    engine = ("--engine", "vllm", "--engine-python", python)
+    with serve_for_session(tiny_folder, *engine, "--context", 512, "--parallel", 4) as running:
+        yield running
+
+
+@pytest.fixture(scope="session")
 def write_script(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
     """Writes a script for the scripted engine from its answers."""
 

@@ -16,12 +16,15 @@ Serve = Callable[..., Any]
 HELLO = {"chunks": ["Hello", " world", " and", " all", " of", " us"], "gaps_s": [0.01], "prompt_tokens": 3}
 
 
+ENGINES = ["scripted", "openai", "llamacpp", "transformers", pytest.param("vllm", marks=pytest.mark.vllm)]
+
+
 @pytest.fixture(scope="session")
 def scripted_model(write_script: Callable[..., Path]) -> Path:
     return write_script(HELLO)
 
 
-@pytest.fixture(scope="session", params=["scripted", "openai", "llamacpp", "transformers"])
+@pytest.fixture(scope="session", params=ENGINES)
 def server(request: pytest.FixtureRequest, serve_for_session: Serve, scripted_model: Path) -> Iterator[Any]:
     """A running server on each engine."""
     if request.param == "scripted":
@@ -47,7 +50,7 @@ def test_the_model_is_listed_and_described(server: Any) -> None:
     listed = server.http.get("/v1/models").json()
     page = server.http.get(f"/v1/models/{server.model}").json()
     assert [item["id"] for item in listed["data"]] == [server.model] == [page["id"]]
-    assert page["decant"]["engine"] in ("scripted", "openai", "llamacpp", "transformers")
+    assert page["decant"]["engine"] in ("scripted", "openai", "llamacpp", "transformers", "vllm")
 
 
 def test_health_and_readiness_are_apart(server: Any) -> None:

@@ -10,11 +10,13 @@ import httpx
 
 from decant.golden import Observation
 from decant_serve.calls import Features
+from decant_serve.shards.collector import ShardSource
 from decant_serve.target import Target
 
 ENGINES: Mapping[str, str] = {
     "llamacpp": "decant_serve.engines.llamacpp:build",
     "transformers": "decant_serve.engines.transformers:build",
+    "vllm": "decant_serve.engines.vllm:build",
     "openai": "decant_serve.engines.openai:build",
     "scripted": "decant_serve.engines.scripted:build",
 }
@@ -24,7 +26,8 @@ ENGINES: Mapping[str, str] = {
 class EngineSettings:
     """What an engine is asked to run. `context` counts tokens per request, `parallel` requests at once.
 
-    A local engine listens on the Unix socket `socket`, which no other user can reach.
+    A local engine listens on the Unix socket `socket`, which no other user can reach. `python` is the
+    interpreter of another environment, `shard_timing` whether ranks are timed, for an engine that has them.
     """
 
     target: Target
@@ -32,6 +35,9 @@ class EngineSettings:
     threads: int
     context: int
     parallel: int
+    tensor_parallel_size: int = 1
+    python: Path | None = None
+    shard_timing: bool = True
     remote_url: str | None = None
     api_key: str | None = field(default=None, repr=False)
 
@@ -60,11 +66,15 @@ class Upstream:
 
 @dataclass(frozen=True, slots=True)
 class EngineDescription:
-    """An engine in words: `details` goes into the model page as it is."""
+    """An engine in words: `details` goes into the model page as it is.
+
+    `shards` says where its ranks write what they did, for an engine that has ranks.
+    """
 
     name: str
     upstream: Upstream
     details: Mapping[str, Any] = field(default_factory=dict[str, Any])
+    shards: ShardSource | None = None
 
 
 class Engine(Protocol):

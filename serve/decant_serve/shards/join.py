@@ -1,0 +1,111 @@
+"""Joins the ranks' records of a step, and says who computed, who waited, and what communication took.
+
+It needs no clock that the ranks share: no rank leaves a collective before the last one has come, so the
+shortest stay is what communication took, and whatever another rank stayed longer, it waited.
+"""
+
+from collections import OrderedDict
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from decant.timing import RankTiming
+from decant_serve.shards.steps import Member, RankStep
+
+_NS = 1e-9
+_PENDING_LIMIT = 4096
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class JoinedStep:
+    """One engine step over all ranks; `begin_s` and `end_s` are the first rank's, on the monotonic clock."""
+
+    step: int
+    begin_s: float
+    end_s: float
+    ranks: tuple[RankTiming, ...]
+    members: tuple[Member, ...]
+
+    @property
+    def busy_s(self) -> float:
+        """How long the step kept the engine: the longest forward of any rank."""
+        return max(rank.forward_s for rank in self.ranks)
+
+    @property
+    def tokens(self) -> int:
+        """Tokens of all its requests."""
+        return sum(member.tokens for member in self.members)
+
+
+def split_ranks(records: Sequence[RankStep]) -> tuple[RankTiming, ...]:
+    """Compute, wait and communication of each rank, and how long it held the others up.
+
+    For each collective, communication is the shortest stay of any rank. Who stayed shortest came last, and
+    is held to account for the longest wait that it caused.
+    """
+    waits_ns = [0] * len(records)
+    comm_ns = 0
+    held_up_ns = [0] * len(records)
+    for stays in zip(*(record.durations_ns for record in records), strict=True):
+        shortest = min(stays)
+        comm_ns += shortest
+        held_up_ns[stays.index(shortest)] += max(stays) - shortest
+        for place, stay in enumerate(stays):
+            waits_ns[place] += stay - shortest
+    return tuple(
+        RankTiming(
+            rank=record.rank,
+            compute_s=record.compute_ns * _NS,
+            wait_s=wait * _NS,
+            comm_s=comm_ns * _NS,
+            held_up_s=held_up * _NS,
+        )
+        for record, wait, held_up in zip(records, waits_ns, held_up_ns, strict=True)
+    )
+
+
+class Joiner:
+    """Collects records until a step has all its ranks. What does not fit is counted, never joined."""
+
+    def __init__(self, ranks: int) -> None:
+        self._ranks = ranks
+        self._pending: OrderedDict[int, dict[int, RankStep]] = OrderedDict()
+        self.joined = 0
+        self.mismatched = 0
+        self.incomplete = 0
+        self.broken_sums = 0
+
+    def add(self, record: RankStep) -> JoinedStep | None:
+        """The step, where this record was the last that it lacked."""
+        self.broken_sums += not record.is_whole
+        waiting = self._pending.setdefault(record.step, {})
+        waiting[record.rank] = record
+        if len(waiting) < self._ranks:
+            if len(self._pending) > _PENDING_LIMIT:
+                self._pending.popitem(last=False)
+                self.incomplete += 1
+            return None
+        del self._pending[record.step]
+        # Ranks run the steps in one order, so what is older and still lacks a rank was dropped by its ring.
+        for stale in [step for step in self._pending if step < record.step]:
+            del self._pending[stale]
+            self.incomplete += 1
+        return self._join([waiting[rank] for rank in sorted(waiting)])
+
+    def forget_pending(self) -> None:
+        """The engine was restarted and counts its steps from 0 again."""
+        self.incomplete += len(self._pending)
+        self._pending.clear()
+
+    def _join(self, records: Sequence[RankStep]) -> JoinedStep | None:
+        first = records[0]
+        if any((record.checksum, record.kinds) != (first.checksum, first.kinds) for record in records):
+            self.mismatched += 1
+            return None
+        self.joined += 1
+        return JoinedStep(
+            step=first.step,
+            begin_s=first.begin_ns * _NS,
+            end_s=first.end_ns * _NS,
+            ranks=split_ranks(records),
+            members=first.members,
+        )

@@ -1,0 +1,206 @@
+"""vLLM itself on a CPU, behind the gateway, over two ranks; needs DECANT_VLLM_PYTHON."""
+
+import asyncio
+import json
+import os
+import signal
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+PYTHON = os.environ.get("DECANT_VLLM_PYTHON")
+
+pytestmark = [
+    pytest.mark.vllm,
+    pytest.mark.timeout(400),
+    pytest.mark.skipif(PYTHON is None, reason="DECANT_VLLM_PYTHON names no interpreter with vLLM"),
+]
+
+RANKS = 2
+TOOL = {
+    "type": "function",
+    "function": {
+        "name": "pick",
+        "parameters": {
+            "type": "object",
+            "properties": {"yes": {"type": "boolean"}},
+            "required": ["yes"],
+            "additionalProperties": False,
+        },
+    },
+}
+
+
+@pytest.fixture(scope="module")
+def delay(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """The file that says for how long rank 1 sleeps before each forward."""
+    file = tmp_path_factory.mktemp("delay") / "seconds"
+    file.write_text("0")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("DECANT_SHARDS_DELAY", f"1:{file}")
+        yield file
+
+
+@pytest.fixture(scope="module")
+def server(serve_for_session: Callable[..., Any], tiny_folder: Path, delay: Path) -> Iterator[Any]:
+    """The tiny model over two ranks."""
+    assert delay.exists()
+    engine = ("--engine", "vllm", "--engine-python", PYTHON, "--tensor-parallel-size", RANKS)
+    with serve_for_session(tiny_folder, *engine, "--context", 512, "--parallel", 4) as running:
+        running.http.timeout = 120.0
+        yield running
+
+
+def timing(server: Any, **options: Any) -> Any:
+    answer = server.chat("the mat said 3 4", **{"max_tokens": 24, "stream": True} | options)
+    assert answer.status_code == 200, answer.text
+    return server.timing(answer)
+
+
+def text(response: Any) -> str:
+    return response.json()["choices"][0]["message"]["content"]
+
+
+def test_the_golden_prompts_are_reproduced_over_two_ranks(server: Any) -> None:
+    page = server.http.get(f"/v1/models/{server.model}").json()["decant"]
+    assert (page["golden"]["checked"], page["golden"]["breaks"]) == (3, [])
+    assert page["tensor_parallel_size"] == RANKS
+
+
+def test_every_rank_is_there_and_the_stages_sum_to_the_whole(server: Any) -> None:
+    record = timing(server)
+    shards = record["shards"]
+    assert [rank["rank"] for rank in record["ranks"]] == [0, 1]
+    assert (shards["method"], shards["steps"], shards["prefill_steps"]) == ("clock", 24, 1)
+    ledger = shards["latency"]
+    assert sum(value for name, value in ledger.items() if name != "total_s") == pytest.approx(
+        ledger["total_s"]
+    )
+    assert all(value >= 0 for name, value in ledger.items() if name != "residual_s")
+    forwards = {rank["compute_s"] + rank["wait_s"] + rank["comm_s"] for rank in record["ranks"]}
+    assert max(forwards) <= shards["cost_s"] + 1e-9
+
+
+def test_no_step_is_lost_and_each_sums_to_its_forward(server: Any) -> None:
+    timing(server)
+    state = server.http.get("/health").json()["models"][server.model]["shards"]
+    assert state["steps"] > 24
+    lost = ("broken_sums", "mismatched", "incomplete", "dropped", "unreadable")
+    assert {name: state[name] for name in lost} == dict.fromkeys(lost, 0)
+    assert (
+        'decant_rank_seconds_count{model="tiny",engine="vllm",rank="1",kind="wait"}'
+        in server.http.get("/metrics").text
+    )
+
+
+def test_a_slow_rank_shows_as_its_compute_and_the_others_wait(server: Any, delay: Path) -> None:
+    rounds: dict[str, list[Any]] = {"0": [], "0.02": []}
+    for _ in range(3):
+        for seconds, records in rounds.items():
+            delay.write_text(seconds)
+            records.append(timing(server))
+    delay.write_text("0")
+
+    def per_step(seconds: str, rank: int, kind: str) -> float:
+        records = rounds[seconds]
+        return sum(record["ranks"][rank][kind] for record in records) / sum(
+            r["shards"]["steps"] for r in records
+        )
+
+    for rank, kind in ((1, "compute_s"), (0, "wait_s")):
+        assert per_step("0.02", rank, kind) - per_step("0", rank, kind) == pytest.approx(0.02, rel=0.1)
+    assert per_step("0.02", 1, "held_up_s") == pytest.approx(per_step("0.02", 0, "wait_s"))
+
+
+def test_requests_that_run_together_share_the_cost_of_their_steps(server: Any) -> None:
+    def busy_s() -> float:
+        return server.http.get("/health").json()["models"][server.model]["shards"]["busy_s"]
+
+    async def ask() -> list[str]:
+        body = {"model": server.model, "max_tokens": 16, "temperature": 0}
+        async with httpx.AsyncClient(base_url=server.base_url, timeout=120.0) as client:
+            asked = [{**body, "messages": [{"role": "user", "content": "cat " * n}]} for n in range(1, 5)]
+            answers = await asyncio.gather(*(client.post("/chat/completions", json=one) for one in asked))
+        return [answer.headers["x-request-id"] for answer in answers]
+
+    before_s = busy_s()
+    names = asyncio.run(ask())
+    costs = [server.http.get(f"/v1/requests/{name}/timing").json()["shards"]["cost_s"] for name in names]
+    assert sum(costs) == pytest.approx(busy_s() - before_s, rel=1e-6)
+
+
+def test_what_the_engine_says_it_honours_it_honours(server: Any) -> None:
+    drawn = [text(server.chat("hi", temperature=1.0, max_tokens=12, seed=seed)) for seed in (1, 1, 2)]
+    assert drawn[0] == drawn[1] != drawn[2]
+    several = server.chat("hi", n=3, temperature=1.0, seed=1, max_tokens=6).json()
+    assert [choice["index"] for choice in several["choices"]] == [0, 1, 2]
+    scored = server.chat("hi", max_tokens=3, logprobs=True, top_logprobs=2).json()["choices"][0]["logprobs"]
+    assert [len(token["top_logprobs"]) for token in scored["content"]] == [2, 2, 2]
+    whole = text(server.chat("Grüße to all 🙂", max_tokens=12))
+    assert (
+        text(server.chat("Grüße to all 🙂", max_tokens=12, stop=[whole[3:5]]))
+        == whole[: whole.index(whole[3:5])]
+    )
+    biased = server.chat("hi", max_tokens=3, logit_bias={"70": 100}, logprobs=True).json()
+    assert len({token["token"] for token in biased["choices"][0]["logprobs"]["content"]}) == 1
+    plain = {"model": server.model, "prompt": "hello cat", "max_tokens": 3, "logprobs": 1}
+    assert (
+        len(server.http.post("/v1/completions", json=plain).json()["choices"][0]["logprobs"]["tokens"]) == 3
+    )
+
+
+def test_a_schema_holds_and_tools_that_the_template_hides_are_refused(server: Any) -> None:
+    schema = {"name": "answer", "schema": TOOL["function"]["parameters"]}
+    options = {"max_tokens": 200, "temperature": 1.0, "seed": 3}
+    answer = server.chat("hi", response_format={"type": "json_schema", "json_schema": schema}, **options)
+    assert set(json.loads(text(answer))) == {"yes"}
+    refused = server.chat("hi", tools=[TOOL], tool_choice="required", **options)
+    assert (refused.status_code, refused.json()["error"]["param"]) == (400, "tools")
+
+
+def test_a_chosen_tool_is_called(serve: Callable[..., Any], tool_model: Any, tmp_path: Path) -> None:
+    folder = tool_model.save(tmp_path / "tools")
+    engine = ("--engine", "vllm", "--engine-python", PYTHON, "--context", 512, "--golden", "skip")
+    with serve(folder, *engine) as running:
+        running.http.timeout = 120.0
+        for choice in ({"type": "function", "function": {"name": "pick"}}, "required"):
+            options = {"tools": [TOOL], "tool_choice": choice, "max_tokens": 200, "temperature": 1.0}
+            message = running.chat("hi", **options, seed=3).json()["choices"][0]["message"]
+            (call,) = message["tool_calls"]
+            assert call["function"]["name"] == "pick"
+            assert set(json.loads(call["function"]["arguments"])) == {"yes"}
+        unclear = running.chat("hi", tools=[TOOL]).json()["error"]
+        assert (unclear["param"], unclear["code"]) == ("tool_choice", "unsupported_value")
+
+
+def test_too_long_a_prompt_is_refused_in_the_shape_of_openai(server: Any) -> None:
+    refused = server.chat("cat " * 3000)
+    assert refused.status_code == 400
+    assert refused.json()["error"]["code"] == "context_length_exceeded"
+    assert refused.json()["error"]["type"] == "invalid_request_error"
+
+
+def test_an_engine_that_is_killed_takes_its_ranks_along_and_comes_back(
+    server: Any, ends: Callable[[int], bool]
+) -> None:
+    killed = server.engine_process()
+    family = _descendants(killed)
+    assert len(family) >= RANKS
+    os.kill(killed, signal.SIGKILL)
+    assert all(ends(process) for process in family)
+    give_up = 1200
+    while server.http.get("/ready").status_code != 200 and give_up:
+        asyncio.run(asyncio.sleep(0.1))
+        give_up -= 1
+    assert timing(server)["shards"]["steps"] == 24
+
+
+def _descendants(process: int) -> list[int]:
+    """Its children, theirs, and so on."""
+    assert sys.platform == "linux"
+    children = [int(child) for child in Path(f"/proc/{process}/task/{process}/children").read_text().split()]
+    return [*children, *(below for child in children for below in _descendants(child))]
