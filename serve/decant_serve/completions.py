@@ -52,8 +52,9 @@ class Completions:
         exchange = Exchange(scope["state"]["request_id"], self._route, scope["state"]["key"])
         reply = Reply(send, exchange)
         try:
-            async with self._gateway.drain.bounded():
-                await self._answer(Request(scope, receive), exchange, reply)
+            with self._gateway.timings.watching(exchange.record):
+                async with self._gateway.drain.bounded():
+                    await self._answer(Request(scope, receive), exchange, reply)
         except (ClientGone, ClientDisconnect):
             exchange.leave()
         except ApiFault as fault:

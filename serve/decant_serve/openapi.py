@@ -96,6 +96,7 @@ def _pages() -> dict[str, Any]:
         "/openapi.json": ("This document.", (401,), None),
         "/v1/models": ("The models served.", (401,), None),
         "/v1/models/{model}": ("One model's page.", (401, 404), "model"),
+        "/v1/requests": ("Your requests in flight and the last ones that ended.", (400, 401), None),
         "/v1/requests/{request_id}/timing": ("One request's timing.", (401, 404), "request_id"),
     }
     return {path: {"get": _page(*about)} for path, about in described.items()}

@@ -17,6 +17,9 @@ from decant_serve.gateway import Gateway, ServedModel
 from decant_serve.metrics import CONTENT_TYPE, Reading
 from decant_serve.openai_errors import ApiFault, unknown_model
 from decant_serve.openapi import openapi_document
+from decant_serve.pages import page_routes
+from decant_serve.recent import PATH as RECENT_PATH
+from decant_serve.recent import RecentRequests
 from decant_serve.responses_call import PATH as RESPONSES_PATH
 
 _log = logging.getLogger(__name__)
@@ -32,10 +35,12 @@ def gateway_app(gateway: Gateway) -> ASGIApp:
         Route("/openapi.json", pages.openapi),
         Route("/v1/models", pages.models),
         Route("/v1/models/{model:path}", pages.model),
+        Route(RECENT_PATH, RecentRequests(gateway.timings).answer),
         Route("/v1/requests/{request_id:path}/timing", pages.timing),
         Route(PATHS["chat"], Completions(gateway, "chat"), methods=["POST"]),
         Route(PATHS["completions"], Completions(gateway, "completions"), methods=["POST"]),
         Route(RESPONSES_PATH, Completions(gateway, "responses"), methods=["POST"]),
+        *page_routes(),
     ]
     handlers = {HTTPException: _http_error, Exception: _server_error}
     return Front(Starlette(routes=routes, exception_handlers=handlers), access=gateway.access)
