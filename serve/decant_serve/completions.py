@@ -4,16 +4,20 @@ import asyncio
 import json
 import logging
 import time
-from typing import Literal
+from collections.abc import AsyncGenerator, Mapping
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from typing import Any, Literal
 
 import httpx
 from starlette.datastructures import Headers
 from starlette.requests import ClientDisconnect, Request
 from starlette.types import Receive, Scope, Send
 
-from decant_serve.calls import PATHS, Call, parse_body, read_call, with_usage_chunk
+from decant_serve.calls import Call, parse_body, read_call, with_usage_chunk
+from decant_serve.choices import single_bodies, stream_choices, whole_choices
 from decant_serve.deadlines import asked_limit_s, within
 from decant_serve.disconnects import ClientGone, while_connected
+from decant_serve.embeddings import read_embeddings
 from decant_serve.exchange import Exchange, Reply
 from decant_serve.gateway import Gateway, ServedModel
 from decant_serve.openai_errors import (
@@ -32,7 +36,7 @@ from decant_serve.responses_call import read_responses
 
 _log = logging.getLogger(__name__)
 
-GatewayRoute = Literal["chat", "completions", "responses"]
+GatewayRoute = Literal["chat", "completions", "embeddings", "responses"]
 TIMING_HEADER = "X-Decant-Timing"
 
 _BODY_LIMIT_S = 60.0
@@ -69,8 +73,7 @@ class Completions:
         record = exchange.record()
         self._gateway.timings.add(record)
         self._gateway.metrics.observe(record)
-        if exchange.key is not None:
-            exchange.key.limit.spend_tokens(exchange.tokens_used())
+        exchange.settle()
 
     async def _answer(self, request: Request, exchange: Exchange, reply: Reply) -> None:
         limit_s = asked_limit_s(request.headers)
@@ -80,8 +83,9 @@ class Completions:
             async with within(_BODY_LIMIT_S, too_slow):
                 raw = await self._body(request)
             served, call = self._read(raw, exchange)
+            exchange.reserve(call.tokens)
             reply.voice = call.voice
-            exchange.streamed = call.request.stream
+            exchange.streamed, exchange.choices = call.streams, call.choices
             exchange.passage = _passage(call, exchange, request.headers)
             exchange.read_s = time.perf_counter()
             await while_connected(request, self._forward(served, call, exchange, reply))
@@ -108,6 +112,8 @@ class Completions:
         engine, features = served.engine_name, served.supervisor.features
         if self._route == "responses":
             return served, read_responses(body, engine=engine, features=features)
+        if self._route == "embeddings":
+            return served, read_embeddings(raw, body, engine=engine, features=features)
         return served, read_call(self._route, raw, body, engine=engine, features=features)
 
     async def _forward(self, served: ServedModel, call: Call, exchange: Exchange, reply: Reply) -> None:
@@ -129,7 +135,7 @@ def _passage(call: Call, exchange: Exchange, headers: Headers) -> Passage:
     if asked not in ("0", "1"):
         raise refusal(f"{TIMING_HEADER}: must be 0 or 1", param=TIMING_HEADER, code="invalid_value")
     timing = (lambda: exchange.record().to_dict()) if asked == "1" else None
-    return Passage(wants_usage=call.request.include_usage, timing=timing)
+    return Passage(wants_usage=call.includes_usage, timing=timing)
 
 
 async def _say_goodbye(fault: ApiFault, exchange: Exchange, reply: Reply) -> None:
@@ -141,37 +147,64 @@ async def _say_goodbye(fault: ApiFault, exchange: Exchange, reply: Reply) -> Non
 
 
 async def _relay(served: ServedModel, call: Call, exchange: Exchange, reply: Reply) -> None:
-    headers = {"content-type": "application/json", "x-request-id": exchange.request_id}
-    content = _content(served, call)
-    client = served.supervisor.client
-    async with client.stream("POST", PATHS[call.route], content=content, headers=headers) as upstream:
-        if upstream.status_code != 200:
-            raise from_engine(upstream.status_code, await upstream.aread(), upstream.headers)
-        if call.request.stream:
-            await _pass_stream(upstream, exchange, reply)
+    if call.choices > 1 and served.supervisor.features.splits_choices:
+        await _relay_choices(served, call, exchange, reply)
+        return
+    async with _opened(served, call, exchange, _content(served, call)) as upstream:
+        if call.streams:
+            async for received in upstream.aiter_bytes():
+                await _pass(received, exchange, reply)
+            _check_end(exchange)
         else:
             await _pass_whole(upstream, exchange, reply)
+
+
+async def _relay_choices(served: ServedModel, call: Call, exchange: Exchange, reply: Reply) -> None:
+    def opened(body: Mapping[str, Any]) -> AbstractAsyncContextManager[httpx.Response]:
+        return _opened(served, call, exchange, json.dumps(body).encode())
+
+    bodies = single_bodies(served.engine.prepare(call.body), call.choices)
+    if call.streams:
+        await stream_choices(bodies, opened, lambda event: _pass(event, exchange, reply))
+        _check_end(exchange)
+        return
+    body = await whole_choices(bodies, opened, lambda: exchange.received(time.perf_counter()))
+    reply.set_whole(200, reply.voice.whole(exchange.passage.take_whole(body)))
+
+
+@asynccontextmanager
+async def _opened(
+    served: ServedModel, call: Call, exchange: Exchange, content: bytes
+) -> AsyncGenerator[httpx.Response]:
+    headers = {"content-type": "application/json", "x-request-id": exchange.request_id}
+    client = served.supervisor.client
+    async with client.stream("POST", call.path, content=content, headers=headers) as upstream:
+        if upstream.status_code != 200:
+            raise from_engine(upstream.status_code, await upstream.aread(), upstream.headers)
+        yield upstream
 
 
 def _content(served: ServedModel, call: Call) -> bytes:
     body = served.engine.prepare(call.body)
     usage_chunk = served.supervisor.features.usage_chunk
-    if call.request.stream and usage_chunk and not call.request.include_usage:
+    if call.streams and usage_chunk and not call.includes_usage:
         body = with_usage_chunk(body)
     return call.raw if body is call.body and call.raw is not None else json.dumps(body).encode()
 
 
-async def _pass_stream(upstream: httpx.Response, exchange: Exchange, reply: Reply) -> None:
-    passage = exchange.passage
-    async for received in upstream.aiter_bytes():
-        at_s = time.perf_counter()
-        exchange.received(at_s)
-        passed = reply.voice.stream(passage.take(received, at_s))
-        if passed:
-            await reply.write(passed)
-    if passage.has_error:
+async def _pass(received: bytes, exchange: Exchange, reply: Reply) -> None:
+    at_s = time.perf_counter()
+    exchange.received(at_s)
+    passed = reply.voice.stream(exchange.passage.take(received, at_s))
+    if passed:
+        await reply.write(passed)
+
+
+def _check_end(exchange: Exchange) -> None:
+    """ApiFault where a stream has neither its end nor an error in it."""
+    if exchange.passage.has_error:
         exchange.fail("engine_error", 200)
-    elif not passage.is_done:
+    elif not exchange.passage.is_done:
         raise ApiFault(502, "the engine ended its answer early", type="server_error", code="stream_broken")
 
 

@@ -15,7 +15,7 @@ from decant.config import Config, OptionalInputPath
 from decant.errors import ConfigError, EngineError
 from decant.golden import GoldenReport
 from decant_serve.admission import Admission
-from decant_serve.engines.protocol import Engine, EngineSettings, build_engine
+from decant_serve.engines.protocol import Engine, EngineSettings, Pooling, build_engine
 from decant_serve.gateway import ServedModel
 from decant_serve.golden_check import check_golden
 from decant_serve.supervisor import Supervisor
@@ -53,6 +53,9 @@ class ModelConfig(Config):
     queue_limit: int = Field(default=256, ge=0, description="requests that may wait before others get a 429")
     golden: Literal["check", "skip"] = Field(
         default="check", description="re-run the artifact's golden prompts first"
+    )
+    pooling: Pooling = Field(
+        default="off", description="how token states become embeddings; opens /v1/embeddings (llamacpp)"
     )
     base_url: str | None = Field(default=None, description="remote endpoint, with its /v1 (openai engine)")
     api_key_env: str | None = Field(default=None, description="environment variable with the remote API key")
@@ -166,6 +169,8 @@ def _engine_name(config: ModelConfig, target: Target) -> str:
     fitting = _ENGINE_BY_KIND[target.kind]
     if config.engine not in ("auto", fitting):
         raise ConfigError(f"the {config.engine} engine cannot serve {config.model}, a {target.kind} model")
+    if config.pooling != "off" and fitting != "llamacpp":
+        raise ConfigError(f"pooling is for the llamacpp engine; the {fitting} engine does not take it")
     return fitting
 
 
@@ -180,6 +185,7 @@ def _settings(config: ModelConfig, target: Target, socket: Path, threads: int) -
         context=config.context,
         parallel=config.parallel,
         remote_url=config.base_url,
+        pooling=config.pooling,
         api_key=key,
     )
 

@@ -17,6 +17,8 @@ _TYPES: Mapping[int, ErrorType] = {
 }
 # llama.cpp says what is wrong in `type` and repeats the status in `code`.
 _CODES: Mapping[str, str] = {"exceed_context_size_error": "context_length_exceeded"}
+# What llama.cpp answers with a 500 to an input for an embedding that is longer than its batch.
+_TOO_LONG_TO_POOL = "is too large to process. increase the physical batch size"
 _KEPT_HEADERS = ("retry-after", "retry-after-ms", "x-should-retry")
 
 
@@ -145,6 +147,8 @@ def from_engine(status: int, body: bytes, headers: Mapping[str, str]) -> ApiFaul
     except ValueError:
         error = None
     error = error or ErrorBody(message=body.decode("utf-8", "replace").strip()[:300] or f"status {status}")
+    if _TOO_LONG_TO_POOL in error.message:
+        return refusal(error.message, param="input", code="context_length_exceeded")
     code = error.code if isinstance(error.code, str) else _CODES.get(error.type or "")
     kind = _TYPES.get(status, "invalid_request_error" if 400 <= status < 500 else "server_error")
     kept = {name: headers[name] for name in _KEPT_HEADERS if name in headers}

@@ -5,9 +5,10 @@ from typing import Any
 
 from decant import __version__
 from decant.wire import ChatRequest, CompletionRequest, ErrorBody
-from decant_serve.calls import PATHS
+from decant_serve.calls import EMBEDDINGS_PATH, PATHS
 from decant_serve.completions import TIMING_HEADER
 from decant_serve.deadlines import TIMEOUT_HEADER
+from decant_serve.embeddings import EmbeddingRequest
 from decant_serve.responses_call import PATH as RESPONSES_PATH
 
 _REFUSALS: Mapping[int, str] = {
@@ -46,7 +47,7 @@ _RESPONSES_REQUEST: Mapping[str, Any] = {
 def openapi_document() -> dict[str, Any]:
     """The document; the same for every model, as what an engine honours is said by its refusals."""
     schemas: dict[str, Any] = {"ResponsesRequest": dict(_RESPONSES_REQUEST)}
-    for model in (ChatRequest, CompletionRequest, ErrorBody):
+    for model in (ChatRequest, CompletionRequest, EmbeddingRequest, ErrorBody):
         schema = model.model_json_schema(ref_template="#/components/schemas/{model}")
         schemas.update(schema.pop("$defs", {}))
         schemas[model.__name__] = schema
@@ -68,6 +69,7 @@ def _completions() -> dict[str, Any]:
     described = {
         PATHS["chat"]: ("ChatRequest", "A chat completion, whole or streamed."),
         PATHS["completions"]: ("CompletionRequest", "A text completion, whole or streamed."),
+        EMBEDDINGS_PATH: ("EmbeddingRequest", "A vector for each input."),
         RESPONSES_PATH: ("ResponsesRequest", "A response, whole or streamed; it is not stored."),
     }
     return {path: {"post": _completion(schema, summary)} for path, (schema, summary) in described.items()}

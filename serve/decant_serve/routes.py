@@ -10,7 +10,7 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 from starlette.types import ASGIApp
 
-from decant_serve.calls import PATHS
+from decant_serve.calls import EMBEDDINGS_PATH, PATHS
 from decant_serve.completions import Completions
 from decant_serve.front import Front
 from decant_serve.gateway import Gateway, ServedModel
@@ -39,6 +39,7 @@ def gateway_app(gateway: Gateway) -> ASGIApp:
         Route("/v1/requests/{request_id:path}/timing", pages.timing),
         Route(PATHS["chat"], Completions(gateway, "chat"), methods=["POST"]),
         Route(PATHS["completions"], Completions(gateway, "completions"), methods=["POST"]),
+        Route(EMBEDDINGS_PATH, Completions(gateway, "embeddings"), methods=["POST"]),
         Route(RESPONSES_PATH, Completions(gateway, "responses"), methods=["POST"]),
         *page_routes(),
     ]
