@@ -53,7 +53,12 @@ class Completions:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answers one request and records its timing, whatever happens to it."""
-        exchange = Exchange(scope["state"]["request_id"], self._route, scope["state"]["key"])
+        exchange = Exchange(
+            scope["state"]["request_id"],
+            self._route,
+            scope["state"]["key"],
+            trace=self._gateway.tracing.begin(Headers(scope=scope)),
+        )
         reply = Reply(send, exchange)
         try:
             with self._gateway.timings.watching(exchange.record):
@@ -73,6 +78,7 @@ class Completions:
         record = exchange.record()
         self._gateway.timings.add(record)
         self._gateway.metrics.observe(record)
+        exchange.trace.end(record, exchange.asked)
         exchange.settle()
 
     async def _answer(self, request: Request, exchange: Exchange, reply: Reply) -> None:
@@ -83,6 +89,7 @@ class Completions:
             async with within(_BODY_LIMIT_S, too_slow):
                 raw = await self._body(request)
             served, call = self._read(raw, exchange)
+            exchange.asked = call.body
             exchange.reserve(call.tokens)
             reply.voice = call.voice
             exchange.streamed, exchange.choices = call.streams, call.choices
@@ -176,7 +183,11 @@ async def _relay_choices(served: ServedModel, call: Call, exchange: Exchange, re
 async def _opened(
     served: ServedModel, call: Call, exchange: Exchange, content: bytes
 ) -> AsyncGenerator[httpx.Response]:
-    headers = {"content-type": "application/json", "x-request-id": exchange.request_id}
+    headers = {
+        "content-type": "application/json",
+        "x-request-id": exchange.request_id,
+        **exchange.trace.headers(),
+    }
     client = served.supervisor.client
     async with client.stream("POST", call.path, content=content, headers=headers) as upstream:
         if upstream.status_code != 200:

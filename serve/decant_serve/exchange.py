@@ -17,6 +17,7 @@ from decant_serve.gateway import ServedModel
 from decant_serve.openai_errors import ApiFault
 from decant_serve.passage import Passage
 from decant_serve.timing_log import TimingRecord
+from decant_serve.tracing import Trace, Untraced
 from decant_serve.voices import PlainVoice, Voice
 
 _CLIENT_GONE_STATUS = 499
@@ -48,6 +49,8 @@ class Exchange:
     error_kind: str | None = None
     choices: int = 1
     reserved_tokens: int = 0
+    trace: Trace = field(default_factory=Untraced)
+    asked: Mapping[str, Any] = field(default_factory=dict[str, Any])
     passage: Passage = field(default_factory=lambda: Passage(wants_usage=False))
 
     def reserve(self, tokens: int) -> None:
