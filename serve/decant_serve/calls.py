@@ -1,6 +1,8 @@
 """A request body becomes a validated call, or a 4xx that names the parameter at fault."""
 
 import json
+import math
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, NoReturn, cast
@@ -22,6 +24,9 @@ EMBEDDINGS_PATH = "/v1/embeddings"
 
 # OpenAI's own limit.
 _MOST_CHOICES = 128
+
+_LONGEST_INTEGER = 20
+_MAYBE_SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")
 
 _MODELS: Mapping[Route, type[ChatRequest] | type[CompletionRequest]] = {
     "chat": ChatRequest,
@@ -132,7 +137,7 @@ class Call:
 def parse_body(raw: bytes) -> dict[str, Any]:
     """The JSON object in a body, with its `model` there; ApiFault for anything else."""
     try:
-        body = json.loads(raw, parse_constant=_no_constant)
+        body = json.loads(raw, parse_constant=_no_constant, parse_int=_integer, parse_float=_finite)
     except (ValueError, RecursionError) as error:
         raise refusal(f"the body is not JSON: {error}", code="invalid_json") from None
     if not isinstance(body, dict):
@@ -140,7 +145,19 @@ def parse_body(raw: bytes) -> dict[str, Any]:
     known = cast("dict[str, Any]", body)
     if not isinstance(known.get("model"), str):
         raise refusal("you must provide a model parameter", param="model", code="missing_required_parameter")
+    if _MAYBE_SURROGATE.search(raw):
+        _check_unicode(known)
     return known
+
+
+def _check_unicode(body: Mapping[str, Any]) -> None:
+    """ApiFault 400 for half a surrogate pair, which JSON can write and no tokenizer can read."""
+    for name, value in body.items():
+        try:
+            json.dumps([name, value], ensure_ascii=False).encode()
+        except UnicodeEncodeError:
+            where = name.encode("utf-8", "replace").decode()
+            raise invalid_value(where, "holds a lone surrogate, which is not Unicode text") from None
 
 
 def read_call(
@@ -169,6 +186,20 @@ def _logprobs_voice(request: ChatRequest | CompletionRequest) -> Voice:
 
 def _no_constant(name: str) -> NoReturn:
     raise ValueError(f"{name} is not JSON")
+
+
+def _integer(text: str) -> int:
+    # What does not fit into 64 bits is a fault of the client's, and would be one of the engine's.
+    if len(text) > _LONGEST_INTEGER or not -(2**63) <= int(text) < 2**63:
+        raise ValueError(f"the number {text[:30]} is out of range")
+    return int(text)
+
+
+def _finite(text: str) -> float:
+    value = float(text)
+    if math.isinf(value):
+        raise ValueError(f"the number {text[:30]} is out of range")
+    return value
 
 
 def _check_parameter(name: str, value: Any, *, route: Route, engine: str, features: Features) -> None:
@@ -223,10 +254,7 @@ def _check_messages(request: ChatRequest, *, takes_tools: bool) -> None:
             fault = f"messages.{index}: this model's engine takes no tool calls"
             raise refusal(fault, param="messages", code="unsupported_value")
         try:
-            message.text().encode()
-        except UnicodeEncodeError:
-            fault = "its text holds a lone surrogate, which is not Unicode text"
-            raise refusal(f"messages.{index}: {fault}", param="messages", code="invalid_value") from None
+            message.text()
         except ValueError as error:
             raise refusal(f"messages.{index}: {error}", param="messages", code="invalid_value") from None
 

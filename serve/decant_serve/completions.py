@@ -30,6 +30,7 @@ from decant_serve.openai_errors import (
     too_slow,
     unavailable,
     unknown_model,
+    wrong_type,
 )
 from decant_serve.passage import Passage
 from decant_serve.responses_call import read_responses
@@ -40,6 +41,7 @@ GatewayRoute = Literal["chat", "completions", "embeddings", "responses"]
 TIMING_HEADER = "X-Decant-Timing"
 
 _BODY_LIMIT_S = 60.0
+_FORM_TYPES = ("application/x-www-form-urlencoded", "multipart/form-data", "text/plain")
 # A client that reads nothing must not keep its own error waiting for ever.
 _FAREWELL_LIMIT_S = 5.0
 
@@ -83,6 +85,7 @@ class Completions:
 
     async def _answer(self, request: Request, exchange: Exchange, reply: Reply) -> None:
         limit_s = asked_limit_s(request.headers)
+        _require_json(request.headers)
         async with within(limit_s, lambda: deadline_passed(limit_s or 0.0)):
             if exchange.key is not None:
                 exchange.key.limit.enter()
@@ -135,6 +138,13 @@ class Completions:
             except httpx.TransportError as error:
                 _log.warning("request=%s event=engine-lost detail=%r", exchange.request_id, error)
                 raise unavailable(f"the {served.engine_name} engine went away while it answered") from None
+
+
+def _require_json(headers: Headers) -> None:
+    """ApiFault 415 for the types that a page of another site could make a browser send here unasked."""
+    kind = headers.get("content-type", "").partition(";")[0].strip().lower()
+    if kind in _FORM_TYPES:
+        raise wrong_type(kind)
 
 
 def _passage(call: Call, exchange: Exchange, headers: Headers) -> Passage:

@@ -115,6 +115,12 @@ def headers_too_large(limit_bytes: int) -> ApiFault:
     return ApiFault(431, message, code="headers_too_large", headers={"Connection": "close"})
 
 
+def wrong_type(kind: str) -> ApiFault:
+    """A 415: the body is not said to be JSON."""
+    message = f"send the body as application/json, not as {kind}"
+    return ApiFault(415, message, param="Content-Type", code="unsupported_media_type")
+
+
 def too_slow() -> ApiFault:
     """A 408: the body did not arrive in time."""
     return ApiFault(408, "the body did not arrive in time", code="request_timeout")

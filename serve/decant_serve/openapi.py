@@ -17,6 +17,7 @@ _REFUSALS: Mapping[int, str] = {
     404: "No such model.",
     408: "The body did not arrive in time.",
     413: "The body is over the limit.",
+    415: "The body is said to be something else than JSON.",
     429: "The queue is full, or the key has used what it may for now.",
     431: "The headers are over the limit.",
     500: "The gateway or the engine failed.",
