@@ -168,12 +168,13 @@ async def _health(_: Request) -> Response:
 
 
 def main() -> None:
-    """Serves the script named in the first argument until SIGTERM."""
+    """Serves the script named in the first argument until SIGTERM, on a socket or on a port of loopback."""
     arguments = json.loads(sys.argv[1])
     app = ScriptedApp(read_script(Path(arguments["script"])), arguments["model"])
     uvicorn.run(
         Starlette(routes=app.routes()),
-        uds=arguments["socket"],
+        uds=arguments.get("socket"),
+        port=arguments.get("port", 0),
         # libuv's timers are no finer than the loop of the standard library, and later by up to a millisecond.
         loop="asyncio",
         log_level="warning",
