@@ -9,6 +9,8 @@ from decant_serve.calls import EMBEDDINGS_PATH, PATHS
 from decant_serve.completions import TIMING_HEADER
 from decant_serve.deadlines import TIMEOUT_HEADER
 from decant_serve.embeddings import EmbeddingRequest
+from decant_serve.recent import MOST as MOST_RECENT
+from decant_serve.recent import PATH as RECENT_PATH
 from decant_serve.responses_call import PATH as RESPONSES_PATH
 
 _REFUSALS: Mapping[int, str] = {
@@ -99,10 +101,14 @@ def _pages() -> dict[str, Any]:
         "/openapi.json": ("This document.", (401,), None),
         "/v1/models": ("The models served.", (401,), None),
         "/v1/models/{model}": ("One model's page.", (401, 404), "model"),
-        "/v1/requests": ("Your requests in flight and the last ones that ended.", (400, 401), None),
+        RECENT_PATH: ("Your requests in flight and the last ones that ended.", (400, 401), None),
         "/v1/requests/{request_id}/timing": ("One request's timing.", (401, 404), "request_id"),
     }
-    return {path: {"get": _page(*about)} for path, about in described.items()}
+    pages = {path: {"get": _page(*about)} for path, about in described.items()}
+    limit = {"type": "integer", "minimum": 1, "maximum": MOST_RECENT}
+    query = {"name": "limit", "in": "query", "required": False, "schema": limit}
+    pages[RECENT_PATH]["get"]["parameters"].append(query)
+    return pages
 
 
 def _page(summary: str, faults: tuple[int, ...], variable: str | None) -> dict[str, Any]:

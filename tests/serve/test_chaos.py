@@ -4,6 +4,7 @@ import asyncio
 import json
 import os
 import signal
+import sys
 import time
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterator
@@ -184,7 +185,7 @@ async def test_a_thousand_clients_that_leave_in_mid_stream_leave_nothing_behind(
     await leave_in_mid_stream(server, 1000, at_once=50)
     more = await asyncio.to_thread(more_than, before, server)
     grown_mib = resident_mib(server.process.pid) - memory_mib
-    print(f"after 1,000 disconnects: {left_behind(server)}, memory {grown_mib:+.1f} MiB")
+    sys.stdout.write(f"after 1,000 disconnects: {left_behind(server)}, memory {grown_mib:+.1f} MiB\n")
     assert more == {}
     # Of each request the timing record stays, at most 2,000 of them; see the timing log.
     assert grown_mib < 16

@@ -36,7 +36,7 @@ class Collector:
                 self.send_header("content-length", "0")
                 self.end_headers()
 
-            def log_message(self, *_: object) -> None:
+            def log_request(self, code: int | str = "-", size: int | str = "-") -> None:
                 """Says nothing."""
 
         self.server = HTTPServer(("127.0.0.1", 0), Handler)
