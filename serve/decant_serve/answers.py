@@ -78,6 +78,7 @@ class Answer:
         common = {"id": prefix + uuid.uuid4().hex, "created": int(time.time()), "model": model}
         self._whole = {**common, "object": whole}
         self._chunk = {**common, "object": chunk}
+        self._offsets: dict[int, int] = {}
 
     def opening(self, index: int) -> bytes:
         """The event that says who speaks; a completion has none."""
@@ -104,7 +105,7 @@ class Answer:
         else:
             choice["text"] = text
         if tokens is not None:
-            choice["logprobs"] = _logprobs(self._route, tokens)
+            choice["logprobs"] = self._logprobs(index, tokens)
         return self._event(choice)
 
     def closing(self, usage: Usage | None, timings: EngineTimings) -> bytes:
@@ -131,25 +132,29 @@ class Answer:
                 wire["message"]["reasoning_content"] = choice.reasoning
         else:
             wire["text"] = choice.text
-        wire["logprobs"] = None if choice.tokens is None else _logprobs(self._route, choice.tokens)
+        wire["logprobs"] = None if choice.tokens is None else self._logprobs(index, choice.tokens)
         return wire
+
+    def _logprobs(self, index: int, tokens: Sequence[ScoredToken]) -> dict[str, Any]:
+        """In the shape of the route; offsets count the characters of a choice's tokens."""
+        if self._route == "chat":
+            content = [
+                {**_scored(token), "top_logprobs": [_scored(top) for top in token.top]} for token in tokens
+            ]
+            return {"content": content, "refusal": None}
+        offsets: list[int] = []
+        for token in tokens:
+            offsets.append(self._offsets.get(index, 0))
+            self._offsets[index] = offsets[-1] + len(token.text)
+        return {
+            "tokens": [token.text for token in tokens],
+            "token_logprobs": [token.logprob for token in tokens],
+            "top_logprobs": [{t.text: t.logprob for t in token.top} for token in tokens],
+            "text_offset": offsets,
+        }
 
     def _event(self, choice: dict[str, Any]) -> bytes:
         return sse_event({**self._chunk, "choices": [choice]})
-
-
-def _logprobs(route: Route, tokens: Sequence[ScoredToken]) -> dict[str, Any]:
-    if route == "chat":
-        return {
-            "content": [
-                {**_scored(token), "top_logprobs": [_scored(t) for t in token.top]} for token in tokens
-            ]
-        }
-    return {
-        "tokens": [token.text for token in tokens],
-        "token_logprobs": [token.logprob for token in tokens],
-        "top_logprobs": [{t.text: t.logprob for t in token.top} for token in tokens],
-    }
 
 
 def _scored(token: ScoredToken) -> dict[str, Any]:

@@ -18,6 +18,7 @@ from decant_serve.openai_errors import ApiFault
 from decant_serve.passage import Passage
 from decant_serve.shards.ledger import Marks, ShardTiming
 from decant_serve.timing_log import TimingRecord
+from decant_serve.tracing import Trace, Untraced
 from decant_serve.voices import PlainVoice, Voice
 
 _CLIENT_GONE_STATUS = 499
@@ -47,7 +48,22 @@ class Exchange:
     streamed: bool = False
     status: int = 0
     error_kind: str | None = None
+    choices: int = 1
+    reserved_tokens: int = 0
+    trace: Trace = field(default_factory=Untraced)
+    asked: Mapping[str, Any] = field(default_factory=dict[str, Any])
     passage: Passage = field(default_factory=lambda: Passage(wants_usage=False))
+
+    def reserve(self, tokens: int) -> None:
+        """Charges the key for what the request may come to; ApiFault 429 when it has not that much left."""
+        if self.key is not None:
+            self.key.limit.reserve(tokens)
+            self.reserved_tokens = tokens
+
+    def settle(self) -> None:
+        """Charges the key for what the request used instead."""
+        if self.key is not None:
+            self.key.limit.settle(reserved=self.reserved_tokens, used=self.tokens_used())
 
     def fail(self, kind: str, status: int) -> None:
         """Notes what went wrong; a stream that has begun keeps its status."""
@@ -92,7 +108,8 @@ class Exchange:
             e2e_s=None if self.error_kind else end_s,
             queue_s=self._queue_s(),
             chunk_times_s=tuple(times_s),
-            chunk_tokens=_chunk_tokens(len(times_s), completion_tokens),
+            # Of several answers, chunks come in turns: a gap between two says nothing of either.
+            chunk_tokens=_chunk_tokens(len(times_s), completion_tokens) if self.choices == 1 else (),
             prompt_tokens=usage.get("prompt_tokens"),
             completion_tokens=completion_tokens,
             cached_tokens=self._cached_tokens(usage),

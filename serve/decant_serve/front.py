@@ -8,10 +8,12 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from decant_serve.access import Access, Key
 from decant_serve.exchange import request_id_of
 from decant_serve.openai_errors import ApiFault, headers_too_large
+from decant_serve.pages import path_of
 
 HEAD_LIMIT_BYTES = 64 * 2**10
-# Probes have no keys; what they say names no request.
-OPEN_PATHS = frozenset({"/health", "/ready"})
+# Probes have no keys, and a browser opens the page before it is told one; none of them names a request.
+OPEN_PATHS = frozenset({"/", "/health", "/ready"})
+OPEN_FOLDER = path_of("")
 
 
 class Front:
@@ -39,7 +41,10 @@ class Front:
     def _key(self, scope: Scope) -> Key | None:
         if sum(len(name) + len(value) for name, value in scope["headers"]) > HEAD_LIMIT_BYTES:
             raise headers_too_large(HEAD_LIMIT_BYTES)
-        return None if scope["path"] in OPEN_PATHS else self._access.key_of(Headers(scope=scope))
+        path: str = scope["path"]
+        if path in OPEN_PATHS or path.startswith(OPEN_FOLDER):
+            return None
+        return self._access.key_of(Headers(scope=scope))
 
 
 def _state(scope: Scope) -> Mapping[str, object]:

@@ -1,7 +1,7 @@
 """What a gateway holds while it runs: the models that it routes to, and what all their requests share."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from decant_serve.access import Access
@@ -12,6 +12,7 @@ from decant_serve.metrics import Metrics
 from decant_serve.shards.collector import ShardCollector
 from decant_serve.supervisor import Supervisor
 from decant_serve.timing_log import TimingLog
+from decant_serve.tracing import Tracing, Untraced
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,3 +49,4 @@ class Gateway:
     timings: TimingLog
     metrics: Metrics
     limits: Limits
+    tracing: Tracing = field(default_factory=Untraced)

@@ -15,7 +15,7 @@ from decant.config import Config, OptionalInputPath
 from decant.errors import ConfigError, EngineError
 from decant.golden import GoldenReport
 from decant_serve.admission import Admission
-from decant_serve.engines.protocol import Engine, EngineSettings, build_engine
+from decant_serve.engines.protocol import Engine, EngineSettings, Pooling, build_engine
 from decant_serve.gateway import ServedModel
 from decant_serve.golden_check import check_golden
 from decant_serve.shards.collector import ShardCollector
@@ -62,6 +62,9 @@ class ModelConfig(Config):
     )
     golden: Literal["check", "skip"] = Field(
         default="check", description="re-run the artifact's golden prompts first"
+    )
+    pooling: Pooling = Field(
+        default="off", description="how token states become embeddings; opens /v1/embeddings (llamacpp)"
     )
     base_url: str | None = Field(default=None, description="remote endpoint, with its /v1 (openai engine)")
     api_key_env: str | None = Field(default=None, description="environment variable with the remote API key")
@@ -182,7 +185,10 @@ def _engine_name(config: ModelConfig, target: Target) -> str:
     fitting = _ENGINES_BY_KIND[target.kind]
     if config.engine not in ("auto", *fitting):
         raise ConfigError(f"the {config.engine} engine cannot serve {config.model}, a {target.kind} model")
-    return fitting[0] if config.engine == "auto" else config.engine
+    name = fitting[0] if config.engine == "auto" else config.engine
+    if config.pooling != "off" and name != "llamacpp":
+        raise ConfigError(f"pooling is for the llamacpp engine; the {name} engine does not take it")
+    return name
 
 
 def _settings(config: ModelConfig, target: Target, socket: Path, threads: int) -> EngineSettings:
@@ -199,6 +205,7 @@ def _settings(config: ModelConfig, target: Target, socket: Path, threads: int) -
         python=config.engine_python,
         shard_timing=config.shard_timing == "on",
         remote_url=config.base_url,
+        pooling=config.pooling,
         api_key=key,
     )
 

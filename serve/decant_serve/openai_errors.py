@@ -17,6 +17,8 @@ _TYPES: Mapping[int, ErrorType] = {
 }
 # llama.cpp says what is wrong in `type` and repeats the status in `code`.
 _CODES: Mapping[str, str] = {"exceed_context_size_error": "context_length_exceeded"}
+# What llama.cpp answers with a 500 to an input for an embedding that is longer than its batch.
+_TOO_LONG_TO_POOL = "is too large to process. increase the physical batch size"
 _KEPT_HEADERS = ("retry-after", "retry-after-ms", "x-should-retry")
 
 
@@ -113,6 +115,12 @@ def headers_too_large(limit_bytes: int) -> ApiFault:
     return ApiFault(431, message, code="headers_too_large", headers={"Connection": "close"})
 
 
+def wrong_type(kind: str) -> ApiFault:
+    """A 415: the body is not said to be JSON."""
+    message = f"send the body as application/json, not as {kind}"
+    return ApiFault(415, message, param="Content-Type", code="unsupported_media_type")
+
+
 def too_slow() -> ApiFault:
     """A 408: the body did not arrive in time."""
     return ApiFault(408, "the body did not arrive in time", code="request_timeout")
@@ -145,6 +153,8 @@ def from_engine(status: int, body: bytes, headers: Mapping[str, str]) -> ApiFaul
     except ValueError:
         error = None
     error = error or ErrorBody(message=body.decode("utf-8", "replace").strip()[:300] or f"status {status}")
+    if _TOO_LONG_TO_POOL in error.message:
+        return refusal(error.message, param="input", code="context_length_exceeded")
     code = error.code if isinstance(error.code, str) else _CODES.get(error.type or "")
     # vLLM has OpenAI's words for it, and no code.
     if code is None and error.message.startswith("This model's maximum context length"):

@@ -5,9 +5,12 @@ from typing import Any
 
 from decant import __version__
 from decant.wire import ChatRequest, CompletionRequest, ErrorBody
-from decant_serve.calls import PATHS
+from decant_serve.calls import EMBEDDINGS_PATH, PATHS
 from decant_serve.completions import TIMING_HEADER
 from decant_serve.deadlines import TIMEOUT_HEADER
+from decant_serve.embeddings import EmbeddingRequest
+from decant_serve.recent import MOST as MOST_RECENT
+from decant_serve.recent import PATH as RECENT_PATH
 from decant_serve.responses_call import PATH as RESPONSES_PATH
 
 _REFUSALS: Mapping[int, str] = {
@@ -16,6 +19,7 @@ _REFUSALS: Mapping[int, str] = {
     404: "No such model.",
     408: "The body did not arrive in time.",
     413: "The body is over the limit.",
+    415: "The body is said to be something else than JSON.",
     429: "The queue is full, or the key has used what it may for now.",
     431: "The headers are over the limit.",
     500: "The gateway or the engine failed.",
@@ -46,7 +50,7 @@ _RESPONSES_REQUEST: Mapping[str, Any] = {
 def openapi_document() -> dict[str, Any]:
     """The document; the same for every model, as what an engine honours is said by its refusals."""
     schemas: dict[str, Any] = {"ResponsesRequest": dict(_RESPONSES_REQUEST)}
-    for model in (ChatRequest, CompletionRequest, ErrorBody):
+    for model in (ChatRequest, CompletionRequest, EmbeddingRequest, ErrorBody):
         schema = model.model_json_schema(ref_template="#/components/schemas/{model}")
         schemas.update(schema.pop("$defs", {}))
         schemas[model.__name__] = schema
@@ -68,6 +72,7 @@ def _completions() -> dict[str, Any]:
     described = {
         PATHS["chat"]: ("ChatRequest", "A chat completion, whole or streamed."),
         PATHS["completions"]: ("CompletionRequest", "A text completion, whole or streamed."),
+        EMBEDDINGS_PATH: ("EmbeddingRequest", "A vector for each input."),
         RESPONSES_PATH: ("ResponsesRequest", "A response, whole or streamed; it is not stored."),
     }
     return {path: {"post": _completion(schema, summary)} for path, (schema, summary) in described.items()}
@@ -96,9 +101,14 @@ def _pages() -> dict[str, Any]:
         "/openapi.json": ("This document.", (401,), None),
         "/v1/models": ("The models served.", (401,), None),
         "/v1/models/{model}": ("One model's page.", (401, 404), "model"),
+        RECENT_PATH: ("Your requests in flight and the last ones that ended.", (400, 401), None),
         "/v1/requests/{request_id}/timing": ("One request's timing.", (401, 404), "request_id"),
     }
-    return {path: {"get": _page(*about)} for path, about in described.items()}
+    pages = {path: {"get": _page(*about)} for path, about in described.items()}
+    limit = {"type": "integer", "minimum": 1, "maximum": MOST_RECENT}
+    query = {"name": "limit", "in": "query", "required": False, "schema": limit}
+    pages[RECENT_PATH]["get"]["parameters"].append(query)
+    return pages
 
 
 def _page(summary: str, faults: tuple[int, ...], variable: str | None) -> dict[str, Any]:

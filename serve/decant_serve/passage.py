@@ -2,7 +2,7 @@
 
 import json
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import AsyncGenerator, AsyncIterable, Callable, Mapping
 from typing import Any, cast
 
 from decant.wire import sse_event
@@ -18,6 +18,22 @@ _FINISH = re.compile(rb'"finish_reason":\s*"(\w+)"')
 _NUMBERS = re.compile(rb'"(?:usage|timings|metrics)":\s*\{')
 _ERROR = re.compile(rb'data:\s*\{"error":')
 _DONE = re.compile(rb"data:\s*\[DONE\]")
+
+
+def split_events(text: bytes) -> tuple[list[bytes], bytes]:
+    """The whole events in some bytes of a stream, and what is left of the next one."""
+    *events, rest = _EVENT_END.split(text)
+    return events, rest
+
+
+async def whole_events(received: AsyncIterable[bytes]) -> AsyncGenerator[bytes]:
+    """The events of a stream, one at a time; what ends within one is left out."""
+    rest = b""
+    async for part in received:
+        events, rest = split_events(rest + part)
+        for event in events:
+            yield event
+
 
 Timing = Callable[[], Mapping[str, Any]]
 
@@ -43,7 +59,7 @@ class Passage:
 
     def take(self, received: bytes, at_s: float) -> bytes:
         """What to pass on after one read; empty when it completes no event."""
-        *events, self._rest = _EVENT_END.split(self._rest + received)
+        events, self._rest = split_events(self._rest + received)
         return b"".join([self._passed(event, at_s) for event in events])
 
     def take_whole(self, body: bytes) -> bytes:

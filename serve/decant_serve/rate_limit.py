@@ -33,8 +33,8 @@ class Bucket:
 class RateLimit:
     """Requests and tokens per minute; None is no limit.
 
-    A request's tokens are known at its end only, so it is let in while the bucket is not empty, and they are
-    taken out afterwards: a key may overdraw once per request in flight, and then waits for its debt.
+    A request's tokens are known at its end only, so what it may come to is taken out when it is let in, and
+    the difference is settled afterwards: a burst finds the bucket empty, however long its answers take.
     """
 
     def __init__(
@@ -50,19 +50,31 @@ class RateLimit:
         self._tokens = Bucket(tokens_per_minute, now_s) if tokens_per_minute else None
 
     def enter(self) -> None:
-        """Takes one request out; ApiFault 429 with the time to wait when there is none, or no token."""
+        """Takes one request out; ApiFault 429 with the time to wait when there is none."""
         now_s = self._clock()
-        if self._tokens and (wait_s := self._tokens.wait_s(1, now_s)):
-            raise rate_limited(f"{self._tokens.per_minute} tokens per minute", wait_s, self.headers())
         if self._requests:
             if wait_s := self._requests.wait_s(1, now_s):
                 raise rate_limited(f"{self._requests.per_minute} requests per minute", wait_s, self.headers())
             self._requests.spend(1, now_s)
 
-    def spend_tokens(self, tokens: int) -> None:
-        """Takes the tokens of a finished request out."""
+    def reserve(self, tokens: int) -> None:
+        """Takes out what a request that entered may come to; ApiFault 429 gives the request itself back.
+
+        One that asks for more than a minute's worth is let in when nothing is owed, and leaves a debt.
+        """
+        if not self._tokens:
+            return
+        now_s = self._clock()
+        if wait_s := self._tokens.wait_s(min(tokens, self._tokens.per_minute), now_s):
+            if self._requests:
+                self._requests.spend(-1, now_s)
+            raise rate_limited(f"{self._tokens.per_minute} tokens per minute", wait_s, self.headers())
+        self._tokens.spend(tokens, now_s)
+
+    def settle(self, *, reserved: int, used: int) -> None:
+        """Replaces what was reserved for a finished request by what it used."""
         if self._tokens:
-            self._tokens.spend(tokens, self._clock())
+            self._tokens.spend(used - reserved, self._clock())
 
     def headers(self) -> dict[str, str]:
         """OpenAI's `x-ratelimit-` headers for the limits that there are."""

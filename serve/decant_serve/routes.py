@@ -11,13 +11,16 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 from starlette.types import ASGIApp
 
-from decant_serve.calls import PATHS
+from decant_serve.calls import EMBEDDINGS_PATH, PATHS
 from decant_serve.completions import Completions
 from decant_serve.front import Front
 from decant_serve.gateway import Gateway, ServedModel
 from decant_serve.metrics import CONTENT_TYPE, Reading
 from decant_serve.openai_errors import ApiFault, unknown_model
 from decant_serve.openapi import openapi_document
+from decant_serve.pages import page_routes
+from decant_serve.recent import PATH as RECENT_PATH
+from decant_serve.recent import RecentRequests
 from decant_serve.responses_call import PATH as RESPONSES_PATH
 
 _log = logging.getLogger(__name__)
@@ -33,10 +36,13 @@ def gateway_app(gateway: Gateway) -> ASGIApp:
         Route("/openapi.json", pages.openapi),
         Route("/v1/models", pages.models),
         Route("/v1/models/{model:path}", pages.model),
+        Route(RECENT_PATH, RecentRequests(gateway.timings).answer),
         Route("/v1/requests/{request_id:path}/timing", pages.timing),
         Route(PATHS["chat"], Completions(gateway, "chat"), methods=["POST"]),
         Route(PATHS["completions"], Completions(gateway, "completions"), methods=["POST"]),
+        Route(EMBEDDINGS_PATH, Completions(gateway, "embeddings"), methods=["POST"]),
         Route(RESPONSES_PATH, Completions(gateway, "responses"), methods=["POST"]),
+        *page_routes(),
     ]
     handlers = {HTTPException: _http_error, Exception: _server_error}
     return Front(Starlette(routes=routes, exception_handlers=handlers), access=gateway.access)

@@ -28,6 +28,7 @@ from decant_serve.metrics import Metrics
 from decant_serve.models import ModelConfig, ModelTable, Startup, find_models
 from decant_serve.routes import gateway_app
 from decant_serve.timing_log import TimingLog
+from decant_serve.tracing import Tracing, open_tracing
 
 # A Unix socket's path is limited to 108 bytes.
 _SOCKET_PATH_BYTES = 100
@@ -62,6 +63,9 @@ class ServeConfig(ModelConfig):
     )
     check_only: bool = Field(default=False, description="print the golden report as JSON and stop")
     timing_log: Path | None = Field(default=None, description="JSONL file for every request's timing")
+    otlp: str | None = Field(
+        default=None, description="OTLP/HTTP collector for OpenTelemetry spans, as http://HOST:4318"
+    )
 
     @model_validator(mode="after")
     def _one_source(self) -> "ServeConfig":
@@ -103,12 +107,13 @@ async def _run(config: ServeConfig, folder: Path, stop: "_Stop") -> None:
     access = load_access(config.api_keys, variable=config.api_keys_env)
     if access.is_open and not config.insecure:
         _require_loopback(config.host)
+    tracing = open_tracing(None if config.check_only else config.otlp)
     listener = None if config.check_only else _listen(config.host, config.port)
     startups = await find_models(config.tables(), folder=folder, start_limit_s=config.start_limit_s)
     async with AsyncExitStack() as engines:
         served = [await _start(startup, engines, check_only=config.check_only) for startup in startups]
         if listener is not None:
-            await _serve(config, _gateway(config, served, access), listener)
+            await _serve(config, _gateway(config, served, access, tracing), listener)
             stop.ignore()
 
 
@@ -137,6 +142,7 @@ async def _serve(config: ServeConfig, gateway: Gateway, listener: socket.socket)
             await server.serve(sockets=[listener])
         finally:
             gateway.timings.close()
+            await gateway.tracing.stop()
             if config.ready_file:
                 config.ready_file.unlink(missing_ok=True)
 
@@ -153,7 +159,9 @@ def _announce(config: ServeConfig, gateway: Gateway, *, base_url: str) -> None:
         write_json(config.ready_file, ready)
 
 
-def _gateway(config: ServeConfig, served: Sequence[ServedModel], access: Access) -> Gateway:
+def _gateway(
+    config: ServeConfig, served: Sequence[ServedModel], access: Access, tracing: Tracing
+) -> Gateway:
     metrics = Metrics()
     for model in served:
         if model.shards is not None:
@@ -165,6 +173,7 @@ def _gateway(config: ServeConfig, served: Sequence[ServedModel], access: Access)
         timings=TimingLog(config.timing_log),
         metrics=metrics,
         limits=Limits(config.request_limit_s, config.body_limit_bytes),
+        tracing=tracing,
     )
 
 

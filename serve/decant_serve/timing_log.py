@@ -3,7 +3,8 @@
 import json
 import logging
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Callable, Generator, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -55,14 +56,38 @@ class TimingRecord:
             "shards": self.shards.to_dict() if self.shards else None,
         }
 
+    def summary(self) -> dict[str, Any]:
+        """The same without a number per chunk: a row of a list."""
+        per_chunk = ("chunk_times_s", "chunk_tokens")
+        return {name: value for name, value in self.to_dict().items() if name not in per_chunk}
+
 
 class TimingLog:
-    """Keeps records by request id and appends each to the file as it comes."""
+    """Keeps records by request id and appends each to the file as it comes; knows what is in flight."""
 
     def __init__(self, path: Path | None) -> None:
         self._records: OrderedDict[str, TimingRecord] = OrderedDict()
+        self._in_flight: dict[object, Callable[[], TimingRecord]] = {}
         self._file = _open(path) if path else None
         self.lost = 0
+
+    @contextmanager
+    def watching(self, record: Callable[[], TimingRecord]) -> Generator[None]:
+        """Lists a request as in flight while the context lasts; `record` says how far it has come."""
+        ticket = object()
+        self._in_flight[ticket] = record
+        try:
+            yield
+        finally:
+            del self._in_flight[ticket]
+
+    def in_flight(self) -> Iterator[TimingRecord]:
+        """What has not ended yet, as far as it has come, newest first."""
+        return (record() for record in reversed(self._in_flight.values()))
+
+    def ended(self) -> Iterator[TimingRecord]:
+        """The records kept, newest first."""
+        return reversed(self._records.values())
 
     def add(self, record: TimingRecord) -> None:
         """Keeps one record; the oldest makes room."""

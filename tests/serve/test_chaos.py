@@ -4,6 +4,7 @@ import asyncio
 import json
 import os
 import signal
+import sys
 import time
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterator
@@ -148,3 +149,43 @@ async def test_a_drain_lets_every_stream_finish(
             texts = await asyncio.gather(*asked)
         assert Counter(text.endswith("data: [DONE]\n\n") for text in texts) == {True: 16}
         assert await asyncio.to_thread(server.process.wait, 20) == 0
+
+
+def resident_mib(process_id: int) -> float:
+    """Memory of a process, in MiB."""
+    pages = int(Path(f"/proc/{process_id}/statm").read_text().split()[1])
+    return pages * os.sysconf("SC_PAGE_SIZE") / 2**20
+
+
+async def leave_in_mid_stream(server: Any, count: int, *, at_once: int) -> None:
+    """`count` clients that read the first event and close their connection, `at_once` of them together."""
+    port = httpx.URL(server.base_url).port
+    text = json.dumps(body(server, "long"))
+    head = f"POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\ncontent-length: {len(text)}\r\n\r\n"
+    room = asyncio.Semaphore(at_once)
+
+    async def leave() -> None:
+        async with room:
+            reader, writer = await asyncio.open_connection("127.0.0.1", port)
+            writer.write((head + text).encode())
+            await reader.readuntil(b"data: ")
+            writer.transport.abort()
+
+    async with asyncio.TaskGroup() as group:
+        for _ in range(count):
+            group.create_task(leave())
+
+
+@pytest.mark.slow
+async def test_a_thousand_clients_that_leave_in_mid_stream_leave_nothing_behind(server: Any) -> None:
+    # What is allocated once, and the records that are kept, are there before the count begins.
+    await leave_in_mid_stream(server, 300, at_once=50)
+    await asyncio.sleep(0.5)
+    before, memory_mib = left_behind(server), resident_mib(server.process.pid)
+    await leave_in_mid_stream(server, 1000, at_once=50)
+    more = await asyncio.to_thread(more_than, before, server)
+    grown_mib = resident_mib(server.process.pid) - memory_mib
+    sys.stdout.write(f"after 1,000 disconnects: {left_behind(server)}, memory {grown_mib:+.1f} MiB\n")
+    assert more == {}
+    # Of each request the timing record stays, at most 2,000 of them; see the timing log.
+    assert grown_mib < 16

@@ -100,11 +100,11 @@ def test_llamacpp_reports_its_own_timings(llamacpp_server: Any) -> None:
     assert timing["engine"]["predicted_n"] == 3
 
 
-@pytest.mark.parametrize("change", [{"n": 2}, {"tools": [{"type": "function"}]}, {"logit_bias": {"5": 1}}])
+@pytest.mark.parametrize("change", [{"n": 129}, {"tools": [{"type": "function"}]}, {"logit_bias": {"5": 1}}])
 def test_what_an_engine_lacks_is_refused_by_name(
     transformers_server: Any, llamacpp_server: Any, change: dict[str, Any]
 ) -> None:
-    has = {"n": transformers_server, "logit_bias": llamacpp_server}
+    has = {"logit_bias": llamacpp_server}
     for server in (transformers_server, llamacpp_server):
         response = server.chat("hi", max_tokens=2, **change)
         name = next(iter(change))
@@ -112,11 +112,49 @@ def test_what_an_engine_lacks_is_refused_by_name(
         assert response.status_code == 200 or response.json()["error"]["param"] == name
 
 
-def test_several_answers_come_from_one_request(transformers_server: Any) -> None:
-    body = transformers_server.chat("hi", n=3, temperature=1.0, seed=1, max_tokens=6).json()
+def test_several_answers_come_from_one_request(server: Any) -> None:
+    body = server.chat("hi", n=3, temperature=1.0, seed=1, max_tokens=6).json()
     assert [choice["index"] for choice in body["choices"]] == [0, 1, 2]
     assert len({choice["message"]["content"] for choice in body["choices"]}) > 1
     assert body["usage"]["completion_tokens"] == sum([6, 6, 6])
+    assert body["usage"]["total_tokens"] == body["usage"]["prompt_tokens"] + 18
+
+
+def test_several_answers_are_streamed_as_one(server: Any) -> None:
+    options = {"n": 3, "temperature": 0, "max_tokens": 5, "stream": True}
+    response = server.chat("the mat said 3 4", **options, stream_options={"include_usage": True})
+    *lines, last = [line.removeprefix("data: ") for line in response.text.split("\n\n") if line]
+    *chunks, ending = [json.loads(line) for line in lines]
+    texts = ["", "", ""]
+    for choice in (chunk["choices"][0] for chunk in chunks):
+        texts[choice["index"]] += choice["delta"].get("content") or ""
+    assert texts == [text(server.chat("the mat said 3 4", temperature=0, max_tokens=5))] * 3
+    assert len({chunk["id"] for chunk in chunks}) == 1
+    assert (ending["usage"]["completion_tokens"], last) == (15, "[DONE]")
+    assert server.timing(response)["completion_tokens"] == 15
+
+
+def test_text_completions_have_log_probabilities_in_their_own_shape(server: Any) -> None:
+    body = {"model": server.model, "prompt": "hello cat 12", "max_tokens": 3, "temperature": 0}
+    for top in (0, 2):
+        whole = server.http.post("/v1/completions", json={**body, "logprobs": top}).json()["choices"][0]
+        scored = whole["logprobs"]
+        assert len(scored["tokens"]) == len(scored["token_logprobs"]) == len(scored["top_logprobs"]) == 3
+        assert all(len(alternatives) == top for alternatives in scored["top_logprobs"])
+        assert scored["text_offset"][0] == 0
+    lines = server.http.post("/v1/completions", json={**body, "logprobs": 2, "stream": True}).text
+    chunks = [json.loads(line[6:]) for line in lines.split("\n\n") if line and "[DONE]" not in line]
+    pieces = [choice["logprobs"] for chunk in chunks for choice in chunk["choices"] if choice.get("logprobs")]
+    assert [token for piece in pieces for token in piece["tokens"]] == scored["tokens"]
+    assert [offset for piece in pieces for offset in piece["text_offset"]] == scored["text_offset"]
+
+
+def test_a_chat_has_no_alternatives_that_it_did_not_ask_for(server: Any) -> None:
+    body = server.chat("hello cat 12", max_tokens=2, logprobs=True).json()
+    scored = body["choices"][0]["logprobs"]["content"]
+    # Of a token that ends within a character, llama.cpp reports nothing.
+    assert 1 <= len(scored) <= 2
+    assert all(token["top_logprobs"] == [] for token in scored)
 
 
 def test_a_prompt_of_token_ids_is_taken_as_it_is(server: Any) -> None:

@@ -16,7 +16,7 @@ from decant.errors import MissingExtraError
 from decant.golden import Observation
 from decant_serve.calls import Features
 from decant_serve.engines.local import HOST, ask, is_healthy
-from decant_serve.engines.protocol import EngineDescription, EngineSettings, Launch, Upstream
+from decant_serve.engines.protocol import EngineDescription, EngineSettings, Launch, Pooling, Upstream
 from decant_serve.structured import chosen_function
 
 _SAMPLING = {
@@ -30,13 +30,15 @@ _SAMPLING = {
         "frequency_penalty",
         "logit_bias",
     ),
-    *("top_k", "min_p", "repeat_penalty", "grammar", "cache_prompt"),
+    *("top_k", "min_p", "repeat_penalty", "grammar", "cache_prompt", "n", "logprobs"),
 }
-# Not here: `n`, whose usage counts one answer only; logprobs of /v1/completions, which come in chat's shape.
-# Nor `response_format` there, which is ignored.
+# `response_format` is ignored in text completions. Of several answers the usage counts one, so they are asked
+# for one by one.
 FEATURES = Features(
-    chat=frozenset(_SAMPLING | {"max_completion_tokens", "logprobs", "top_logprobs", "response_format"}),
+    chat=frozenset(_SAMPLING | {"max_completion_tokens", "top_logprobs", "response_format"}),
     completions=frozenset(_SAMPLING),
+    splits_choices=True,
+    chat_logprobs=True,
 )
 TOOL_FEATURES = replace(FEATURES, chat=FEATURES.chat | {"tools", "tool_choice", "parallel_tool_calls"})
 
@@ -53,6 +55,7 @@ class LlamaSettings:
     threads: int
     context: int
     parallel: int
+    pooling: Pooling = "off"
 
 
 def build(settings: EngineSettings) -> "LlamaCpp":
@@ -77,6 +80,7 @@ class LlamaCpp:
             threads=settings.threads,
             context=settings.context * settings.parallel,
             parallel=settings.parallel,
+            pooling=settings.pooling,
         )
 
     def describe(self) -> EngineDescription:
@@ -100,7 +104,8 @@ class LlamaCpp:
         if not await is_healthy(client):
             return None
         template = (await ask(client, "/props")).get("chat_template_caps") or {}
-        return TOOL_FEATURES if template.get("supports_tools") else FEATURES
+        features = TOOL_FEATURES if template.get("supports_tools") else FEATURES
+        return replace(features, embeddings=self._child.pooling != "off")
 
     async def observe(
         self, client: httpx.AsyncClient, messages: Sequence[Mapping[str, str]], max_tokens: int
@@ -130,7 +135,8 @@ class LlamaCpp:
         return bos + rendered if cut else rendered
 
     def prepare(self, body: Mapping[str, Any]) -> Mapping[str, Any]:
-        """As it is, but for a choice of one function, which llama.cpp ignores: it gets that tool alone."""
+        """As it is, but for log probabilities, and for a choice of one function, which llama.cpp ignores."""
+        body = _with_logprobs(body)
         name = chosen_function(body.get("tool_choice"))
         if name is None:
             return body
@@ -148,7 +154,29 @@ def server_flags(settings: LlamaSettings, *, cpu_flags: frozenset[str]) -> tuple
     flags += ["--ctx-size", str(settings.context), "--parallel", str(settings.parallel)]
     flags += ["--threads", str(settings.threads), "--threads-batch", str(settings.threads), "--jinja"]
     flags += ["--temp", "1", "--top-k", "0", "--top-p", "1", "--min-p", "0"]
+    if settings.pooling != "off":
+        flags += ["--embeddings", *pooled_batch_flags(settings)]
     return (*flags, "--no-repack") if "amx_tile" in cpu_flags else tuple(flags)
+
+
+def pooled_batch_flags(settings: LlamaSettings) -> list[str]:
+    """An input must lie in one batch to be pooled; the model's own pooling needs no flag.
+
+    Without a unified cache llama.cpp cuts batches to equal lengths, which spoils the mean of all inputs in
+    one but the shortest.
+    """
+    batch = str(settings.context // settings.parallel)
+    pooling = [] if settings.pooling == "model" else ["--pooling", settings.pooling]
+    return [*pooling, "--kv-unified", "--batch-size", batch, "--ubatch-size", batch]
+
+
+def _with_logprobs(body: Mapping[str, Any]) -> Mapping[str, Any]:
+    """llama.cpp gives none where no alternative is asked for, and twenty where a chat does not say."""
+    if "messages" in body:
+        return (
+            {**body, "top_logprobs": max(1, body.get("top_logprobs") or 0)} if body.get("logprobs") else body
+        )
+    return {**body, "logprobs": 1} if body.get("logprobs") == 0 else body
 
 
 def _cpu_flags() -> frozenset[str]:

@@ -7,12 +7,18 @@ import os
 import signal
 import sys
 import threading
+from collections.abc import Mapping
 from typing import Any
 
 from decant_serve.engines.llamacpp import LlamaSettings
 
 # Errors only: what is worth keeping when it does not start.
 _VERBOSITY = 1
+_POOLING: Mapping[str, str] = {
+    "mean": "LLAMA_POOLING_TYPE_MEAN",
+    "last": "LLAMA_POOLING_TYPE_LAST",
+    "cls": "LLAMA_POOLING_TYPE_CLS",
+}
 
 
 def main() -> None:
@@ -31,6 +37,14 @@ def main() -> None:
     parameters.use_jinja = True
     parameters.ui = False
     parameters.verbosity = _VERBOSITY
+    if settings.pooling != "off":
+        parameters.embedding = True
+        # An input must lie in one batch to be pooled; only a unified cache keeps llama.cpp from cutting
+        # batches to equal lengths, which spoils the mean of all inputs but the shortest.
+        parameters.kv_unified = True
+        parameters.n_batch = parameters.n_ubatch = settings.context // settings.parallel
+    if settings.pooling in _POOLING:
+        parameters.pooling_type = getattr(xllamacpp.llama_pooling_type, _POOLING[settings.pooling])
     # A build that may use AMX ends in SIGSEGV inside some virtual machines unless it leaves weights unpacked.
     parameters.no_extra_bufts = "AMX_INT8 = 1" in xllamacpp.get_system_info()
     _use_openai_sampling_defaults(parameters)

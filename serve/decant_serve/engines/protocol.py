@@ -4,7 +4,7 @@ import importlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import httpx
 
@@ -20,6 +20,10 @@ ENGINES: Mapping[str, str] = {
     "openai": "decant_serve.engines.openai:build",
     "scripted": "decant_serve.engines.scripted:build",
 }
+
+
+Pooling = Literal["off", "model", "mean", "last", "cls"]
+"""How token states become one embedding; "model" is as the model file says, "off" gives none."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +43,7 @@ class EngineSettings:
     python: Path | None = None
     shard_timing: bool = True
     remote_url: str | None = None
+    pooling: Pooling = "off"
     api_key: str | None = field(default=None, repr=False)
 
 

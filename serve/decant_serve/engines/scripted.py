@@ -17,7 +17,7 @@ from decant_serve.engines.local import HOST, is_healthy
 from decant_serve.engines.protocol import EngineDescription, EngineSettings, Launch, Upstream
 
 _PARAMETERS = frozenset({"temperature", "top_p", "seed", "max_tokens", "stop"})
-FEATURES = Features(chat=_PARAMETERS | {"max_completion_tokens"}, completions=_PARAMETERS)
+FEATURES = Features(chat=_PARAMETERS | {"max_completion_tokens"}, completions=_PARAMETERS, embeddings=True)
 
 Seconds = Annotated[float, Field(ge=0)]
 

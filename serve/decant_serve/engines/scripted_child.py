@@ -1,7 +1,9 @@
 """The child process of the scripted engine."""
 
 import asyncio
+import hashlib
 import json
+import math
 import os
 import sys
 import time
@@ -19,9 +21,10 @@ from starlette.routing import Route
 
 from decant.wire import ChatRequest, CompletionRequest
 from decant_serve.answers import Answer, Choice, EngineTimings, Usage
-from decant_serve.calls import PATHS
+from decant_serve.calls import EMBEDDINGS_PATH, PATHS
 from decant_serve.calls import Route as RouteName
 from decant_serve.disconnects import ClientGone, while_connected
+from decant_serve.embeddings import EmbeddingRequest
 from decant_serve.engines.scripted import Script, ScriptedAnswer, read_script
 from decant_serve.openai_errors import ApiFault, refusal
 
@@ -46,6 +49,7 @@ class ScriptedApp:
             Route("/health", _health),
             Route(PATHS["chat"], self._chat, methods=["POST"]),
             Route(PATHS["completions"], self._completion, methods=["POST"]),
+            Route(EMBEDDINGS_PATH, self._embeddings, methods=["POST"]),
         ]
 
     async def _chat(self, request: Request) -> Response:
@@ -55,6 +59,14 @@ class ScriptedApp:
     async def _completion(self, request: Request) -> Response:
         body = CompletionRequest.model_validate(await request.json())
         return await self._answer(request, "completions", body, str(body.prompt))
+
+    async def _embeddings(self, request: Request) -> Response:
+        """Each input's own direction: the same text gives the same vector, always."""
+        inputs = EmbeddingRequest.model_validate(await request.json()).inputs
+        data = [{"object": "embedding", "index": i, "embedding": _direction(o)} for i, o in enumerate(inputs)]
+        tokens = sum(len(one.split()) if isinstance(one, str) else len(one) for one in inputs)
+        usage = {"prompt_tokens": tokens, "total_tokens": tokens}
+        return JSONResponse({"object": "list", "model": self._model, "data": data, "usage": usage})
 
     async def _answer(
         self, request: Request, route: RouteName, body: ChatRequest | CompletionRequest, text: str
@@ -129,6 +141,14 @@ class Play:
         return self.answer.whole([choice], self.usage(), self.timings(waited_s))
 
 
+def _direction(given: Any) -> list[float]:
+    """A vector of length 1 out of the input's SHA-256."""
+    digest = hashlib.sha256(json.dumps(given).encode()).digest()
+    values = [byte - 127.5 for byte in digest]
+    length = math.sqrt(sum(value * value for value in values))
+    return [value / length for value in values]
+
+
 def _end(scripted: ScriptedAnswer) -> None:
     if scripted.end == "crash":
         print("the script ends this process", file=sys.stderr, flush=True)
@@ -148,12 +168,13 @@ async def _health(_: Request) -> Response:
 
 
 def main() -> None:
-    """Serves the script named in the first argument until SIGTERM."""
+    """Serves the script named in the first argument until SIGTERM, on a socket or on a port of loopback."""
     arguments = json.loads(sys.argv[1])
     app = ScriptedApp(read_script(Path(arguments["script"])), arguments["model"])
     uvicorn.run(
         Starlette(routes=app.routes()),
-        uds=arguments["socket"],
+        uds=arguments.get("socket"),
+        port=arguments.get("port", 0),
         # libuv's timers are no finer than the loop of the standard library, and later by up to a millisecond.
         loop="asyncio",
         log_level="warning",
