@@ -159,9 +159,7 @@ def _announce(config: ServeConfig, gateway: Gateway, *, base_url: str) -> None:
         write_json(config.ready_file, ready)
 
 
-def _gateway(
-    config: ServeConfig, served: Sequence[ServedModel], access: Access, tracing: Tracing
-) -> Gateway:
+def _gateway(config: ServeConfig, served: Sequence[ServedModel], access: Access, tracing: Tracing) -> Gateway:
     metrics = Metrics()
     for model in served:
         if model.shards is not None:
