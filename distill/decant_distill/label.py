@@ -11,11 +11,11 @@ from decant.config import Config, InputPath, OptionalInputPath, OptionalOutputPa
 from decant.endpoint import EndpointConfig, open_endpoint
 from decant.errors import DataError, EndpointError
 from decant.files import write_json, write_jsonl
-from decant.store import RequestStore
+from decant.store import RequestStore, store_name
 from decant.task import TaskConfig
 from decant_distill.label_answers import AnswersConfig
 from decant_distill.label_batch import take_results, write_requests
-from decant_distill.label_export import export
+from decant_distill.label_export import check_export, export
 from decant_distill.label_job import register
 from decant_distill.label_output import Reader, Tally
 from decant_distill.label_requests import Job, Sampling, Teacher, read_limited
@@ -34,7 +34,10 @@ class LabelConfig(Config):
 
     data: InputPath = Field(description="dataset to label (JSONL, CSV, TSV or Parquet)")
     output: OutputPath = Field(description="label file to write (JSONL); its summary stands beside it")
-    store: Path | None = Field(default=None, description="request store; OUTPUT.store.sqlite when left out")
+    store: str | Path | None = Field(
+        default=None,
+        description="request store: a path or postgresql://USER@HOST/DB; OUTPUT.store.sqlite when left out",
+    )
     endpoint: EndpointConfig = Field(description="the teacher")
     task: TaskConfig = Field(
         default=TaskConfig(), description="how a row becomes a request and an answer a label"
@@ -106,8 +109,8 @@ class LabelConfig(Config):
         return self
 
     @property
-    def store_path(self) -> Path:
-        """Where the request store is."""
+    def store_path(self) -> str | Path:
+        """Where the request store is: a path or a URL, which messages show through `store_name` alone."""
         return self.store or self.output.with_suffix(".store.sqlite")
 
     @property
@@ -128,13 +131,16 @@ def run(config: LabelConfig) -> None:
     """Labels the dataset; an EndpointError or StageError leaves a job that the same command resumes."""
     config.task.prompt_fields()
     verifiers = load_verifiers(config.verify)
+    if config.export is not None:
+        check_export(config.export)
     if not any(True for _ in read_limited(config.data, 1)):
         raise DataError(f"{config.data}: the dataset has no rows")
     try:
         batch = config.format == "openai-batch"
         summary = _label_batch(config, verifiers) if batch else asyncio.run(_label(config, verifiers))
     except EndpointError as error:
-        hint = f"what was answered is kept in {config.store_path}: run the same command again to go on"
+        kept = f"what was answered is kept in {store_name(config.store_path)}"
+        hint = f"{kept}: run the same command again to go on"
         raise EndpointError(f"{error}; {hint}") from error
     if summary is None:
         return

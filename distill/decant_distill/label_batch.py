@@ -16,6 +16,7 @@ from decant.errors import DataError, StageError
 from decant.files import write_jsonl
 from decant.store import Answer, Label, RequestStore
 from decant.wire import ChatResponse, parse_error
+from decant_distill.key_set import KeySet
 from decant_distill.label_plan import asks_in, plan
 from decant_distill.label_requests import Job
 from decant_distill.label_spend import Prices
@@ -75,13 +76,12 @@ def take_results(job: Job, store: RequestStore, path: Path, *, prices: Prices | 
 
 
 def _open(job: Job, store: RequestStore) -> Iterator[Label]:
-    seen: set[bytes] = set()
+    seen = KeySet()
     for chunk in plan(job, store.get_many):
         known = store.get_many(ask.key for ask in asks_in(chunk))
         for key in dict.fromkeys(ask.key for ask in asks_in(chunk)):
             label = known.get(key)
-            if label is not None and label.status in _OPEN and bytes.fromhex(key) not in seen:
-                seen.add(bytes.fromhex(key))
+            if label is not None and label.status in _OPEN and seen.add(key):
                 yield label
 
 
