@@ -143,6 +143,11 @@ class RequestStore:
         )
         return self._write(lambda connection: connection.execute(statement).rowcount) if keys else 0
 
+    def forget(self, keys: Collection[str]) -> int:
+        """Removes rows, whatever became of them; returns how many there were."""
+        statement = sa.delete(LABELS).where(self._database.among(_row.key, keys))
+        return self._write(lambda connection: connection.execute(statement).rowcount) if keys else 0
+
     def get_many(self, keys: Iterable[str]) -> dict[str, Label]:
         """The rows of those keys that are there."""
         statement = sa.select(*SHOWN).where(self._database.among(_row.key, list(keys)))

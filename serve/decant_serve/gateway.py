@@ -6,6 +6,7 @@ from typing import Any
 
 from decant_serve.access import Access
 from decant_serve.admission import Admission
+from decant_serve.batches import Batches
 from decant_serve.deadlines import Drain
 from decant_serve.engines.protocol import Engine
 from decant_serve.metrics import Metrics
@@ -27,10 +28,11 @@ class ServedModel:
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """What one request may take: seconds in the engine, bytes of body."""
+    """What one request may take: seconds in the engine, bytes of body, bytes of an uploaded file."""
 
     request_limit_s: float
     body_limit_bytes: int
+    file_limit_bytes: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,3 +45,4 @@ class Gateway:
     timings: TimingLog
     metrics: Metrics
     limits: Limits
+    batches: Batches | None = None

@@ -10,6 +10,7 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 from starlette.types import ASGIApp
 
+from decant_serve.batch_pages import batch_routes
 from decant_serve.calls import PATHS
 from decant_serve.completions import Completions
 from decant_serve.front import Front
@@ -24,6 +25,11 @@ _log = logging.getLogger(__name__)
 
 def gateway_app(gateway: Gateway) -> ASGIApp:
     """The ASGI application."""
+    return Front(routed_app(gateway), access=gateway.access)
+
+
+def routed_app(gateway: Gateway) -> ASGIApp:
+    """The same behind the front: whoever calls it has set `request_id` and `key` in `scope["state"]`."""
     pages = Pages(gateway)
     routes = [
         Route("/health", pages.health),
@@ -36,9 +42,10 @@ def gateway_app(gateway: Gateway) -> ASGIApp:
         Route(PATHS["chat"], Completions(gateway, "chat"), methods=["POST"]),
         Route(PATHS["completions"], Completions(gateway, "completions"), methods=["POST"]),
         Route(RESPONSES_PATH, Completions(gateway, "responses"), methods=["POST"]),
+        *batch_routes(gateway.batches, file_limit_bytes=gateway.limits.file_limit_bytes),
     ]
-    handlers = {HTTPException: _http_error, Exception: _server_error}
-    return Front(Starlette(routes=routes, exception_handlers=handlers), access=gateway.access)
+    handlers = {HTTPException: _http_error, ApiFault: _refused, Exception: _server_error}
+    return Starlette(routes=routes, exception_handlers=handlers)
 
 
 class Pages:
@@ -144,6 +151,11 @@ async def _http_error(_: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
     code = {404: "not_found", 405: "method_not_allowed"}.get(error.status_code)
     return ApiFault(error.status_code, error.detail, code=code, headers=error.headers).response()
+
+
+async def _refused(_: Request, error: Exception) -> Response:
+    assert isinstance(error, ApiFault)
+    return error.response()
 
 
 async def _server_error(_: Request, error: Exception) -> Response:
