@@ -117,6 +117,16 @@ class RequestStore:
         statement = sa.update(LABELS).where(_row.key.in_(held)).values(lease_expires=expires)
         return self._write(lambda connection: _changed(connection, statement))
 
+    def lease_owners(self) -> list[str]:
+        """Everybody who holds a lease, by name."""
+        held = sa.select(_row.lease_owner).where(_row.status == "leased").distinct()
+        with self._database.transaction(write=False) as connection:
+            return sorted(owner for owner in connection.scalars(held) if owner is not None)
+
+    def held_by(self, owner: str) -> Iterator[Label]:
+        """The requests that an owner holds, oldest first."""
+        return self._pages(sa.and_(_row.status == "leased", _row.lease_owner == owner))
+
     def finish(self, key: str, answer: Answer) -> None:
         """Records the answer and ends the lease. Of two answers to one request the first one stays."""
         self._settlements.settle(Settlement(key, "done", asdict(answer)))
@@ -166,8 +176,11 @@ class RequestStore:
 
     def labels(self) -> Iterator[Label]:
         """Every row, oldest first, some hundred at a time: what is added meanwhile comes too."""
+        return self._pages(sa.true())
+
+    def _pages(self, wanted: sa.ColumnElement[bool]) -> Iterator[Label]:
         after = 0
-        page = sa.select(_row.seq, *SHOWN).order_by(_row.seq).limit(_ROWS_PER_STATEMENT)
+        page = sa.select(_row.seq, *SHOWN).where(wanted).order_by(_row.seq).limit(_ROWS_PER_STATEMENT)
         while True:
             with self._database.transaction(write=False) as connection:
                 rows = connection.execute(page.where(_row.seq > after)).mappings().all()

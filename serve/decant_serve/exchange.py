@@ -19,6 +19,8 @@ from decant_serve.passage import Passage
 from decant_serve.timing_log import TimingRecord
 from decant_serve.voices import PlainVoice, Voice
 
+SOURCE_HEADER = "x-decant-source"
+
 _CLIENT_GONE_STATUS = 499
 _REQUEST_ID = re.compile(rb"[A-Za-z0-9._:/-]{1,128}")
 
@@ -46,6 +48,7 @@ class Exchange:
     streamed: bool = False
     status: int = 0
     error_kind: str | None = None
+    source: str | None = None
     passage: Passage = field(default_factory=lambda: Passage(wants_usage=False))
 
     def fail(self, kind: str, status: int) -> None:
@@ -74,6 +77,7 @@ class Exchange:
             streamed=self.streamed,
             key=self.key.name if self.key else None,
             engine=self.passage.engine_numbers,
+            source=self.source,
         )
 
     def timing(self) -> RequestTiming:
@@ -185,8 +189,10 @@ class Reply:
     async def _start(self, status: int, headers: Mapping[str, str]) -> None:
         self._exchange.status = status
         limits = self._exchange.key.limit.headers() if self._exchange.key else {}
+        source = {SOURCE_HEADER: self._exchange.source} if self._exchange.source else {}
         named = {
             **limits,
+            **source,
             **headers,
             "server-timing": self._exchange.breakdown().server_timing(),
         }

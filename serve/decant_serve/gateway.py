@@ -9,6 +9,7 @@ from decant_serve.admission import Admission
 from decant_serve.batches import Batches
 from decant_serve.deadlines import Drain
 from decant_serve.engines.protocol import Engine
+from decant_serve.lookup import Lookup
 from decant_serve.metrics import Metrics
 from decant_serve.supervisor import Supervisor
 from decant_serve.timing_log import TimingLog
@@ -24,6 +25,7 @@ class ServedModel:
     engine: Engine
     supervisor: Supervisor
     admission: Admission
+    lookup: Lookup | None = None
 
 
 @dataclass(frozen=True, slots=True)

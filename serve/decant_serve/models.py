@@ -18,6 +18,7 @@ from decant_serve.admission import Admission
 from decant_serve.engines.protocol import Engine, EngineSettings, build_engine
 from decant_serve.gateway import ServedModel
 from decant_serve.golden_check import check_golden
+from decant_serve.lookup import Lookup, Wanted, open_lookup, read_accepted
 from decant_serve.supervisor import Supervisor
 from decant_serve.target import Target, find_target
 
@@ -59,6 +60,21 @@ class ModelConfig(Config):
     model_name: str | None = Field(
         default=None, description="model id to serve under; on the openai engine the remote one"
     )
+    lookup: str | Path | None = Field(
+        default=None, description="request store whose labels answer the same questions: a path or URL"
+    )
+    lookup_ttl_s: float | None = Field(
+        default=None, gt=0, description="labels older than this are not looked up"
+    )
+    lookup_prompt_version: str | None = Field(
+        default=None, description="only labels of this prompt version are looked up"
+    )
+    lookup_min_share: float = Field(
+        default=0.5, gt=0, le=1, description="least share of a question's samples that must agree"
+    )
+    lookup_accepted: OptionalInputPath = Field(
+        default=None, description="only labels that this file of labels or training rows holds are looked up"
+    )
 
     def check_source(self) -> None:
         """ValueError unless exactly one model is named, with an engine that fits."""
@@ -90,6 +106,7 @@ class Startup:
     threads: int
     engine: Engine
     supervisor: Supervisor
+    lookup: Lookup | None
 
     async def check(self) -> GoldenReport:
         """Starts the engine and re-runs the golden prompts; EngineError when it dies."""
@@ -110,6 +127,7 @@ class Startup:
             engine=self.engine,
             supervisor=self.supervisor,
             admission=Admission(slots=self.config.parallel, queue_limit=self.config.queue_limit),
+            lookup=self.lookup,
         )
 
     def _page(self, report: GoldenReport) -> dict[str, Any]:
@@ -151,7 +169,8 @@ async def find_models(
         socket = folder / f"engine-{number}.sock"
         engine = build_engine(_engine_name(config, target), _settings(config, target, socket, threads))
         supervisor = Supervisor(engine, start_limit_s=start_limit_s, echo=_engine_log.info)
-        startups.append(Startup(config, target, threads, engine, supervisor))
+        lookup = await asyncio.to_thread(_lookup, config)
+        startups.append(Startup(config, target, threads, engine, supervisor, lookup))
     return startups
 
 
@@ -160,6 +179,18 @@ def _find_target(config: ModelConfig) -> Target:
         return find_target(config.model, name=config.model_name)
     assert config.model_name is not None
     return Target(config.model_name, "remote", None)
+
+
+def _lookup(config: ModelConfig) -> Lookup | None:
+    if config.lookup is None:
+        return None
+    wanted = Wanted(
+        ttl_s=config.lookup_ttl_s,
+        prompt_version=config.lookup_prompt_version,
+        min_share=config.lookup_min_share,
+        accepted=read_accepted(config.lookup_accepted) if config.lookup_accepted else None,
+    )
+    return open_lookup(config.lookup, wanted)
 
 
 def _engine_name(config: ModelConfig, target: Target) -> str:

@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+from collections.abc import Sequence
 
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
@@ -134,7 +135,17 @@ class Pages:
             "counter",
             [({}, self._gateway.access.refused)],
         )
-        return [*readings, lost, refused]
+        return [*readings, lost, refused, _lookups(served)]
+
+
+def _lookups(served: Sequence[ServedModel]) -> Reading:
+    counted = [
+        ({"model": model.name, "result": result}, number)
+        for model in served
+        if model.lookup is not None
+        for result, number in model.lookup.counts.items()
+    ]
+    return Reading("decant_lookups_total", "Requests that were looked up first.", "counter", counted)
 
 
 def _engine_state(model: ServedModel) -> dict[str, object]:

@@ -141,6 +141,9 @@ async def _serve(config: ServeConfig, gateway: Gateway, listener: socket.socket)
             await server.serve(sockets=[listener])
         finally:
             gateway.timings.close()
+            for model in gateway.models.values():
+                if model.lookup is not None:
+                    model.lookup.close()
             if config.ready_file:
                 config.ready_file.unlink(missing_ok=True)
 

@@ -23,7 +23,8 @@ class TimingRecord:
     """A request's timing with what labels it; `engine` holds the engine's own numbers, where it gives any.
 
     `model` and `engine_name` are None for a request that never named a served model; `key` is the name of the
-    API key that it came with. `accepted_at` is wall time and only labels.
+    API key that it came with. `source` is "lookup" or "model" where answers are looked up first, else None.
+    `accepted_at` is wall time and only labels.
     """
 
     timing: RequestTiming
@@ -35,6 +36,7 @@ class TimingRecord:
     streamed: bool
     key: str | None
     engine: Mapping[str, Any] | None
+    source: str | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """The record as JSON."""
@@ -45,6 +47,7 @@ class TimingRecord:
             "route": self.route,
             "streamed": self.streamed,
             "key": self.key,
+            "source": self.source,
             "accepted_at": self.accepted_at.isoformat(timespec="milliseconds"),
             "breakdown": self.breakdown.to_dict(),
             "engine": dict(self.engine) if self.engine else None,
