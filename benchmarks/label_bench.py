@@ -1,7 +1,7 @@
 """A labeling job against the scripted engine: throughput against the ideal, peak memory, random kills.
 
-`python benchmarks/label_bench.py throughput`, `memory` and `kills` each print a Markdown table. The teacher is
-a `decant serve` of a script, so what a request takes is exact and whatever is lost is the job's own.
+`python benchmarks/label_bench.py throughput`, `memory` and `kills` each print a Markdown table. The teacher
+is a `decant serve` of a script, so what a request takes is exact and whatever is lost is the job's own.
 """
 
 import argparse
@@ -172,8 +172,8 @@ def kills(given: argparse.Namespace) -> None:
     written = [read_lines(output) for output in outputs]
     ids = [line["id"] for line in written[0]]
     wanted = [f"r{number}" for number in range(given.rows)]
-    print("| store | kills | answers in store at the kills | rows in | rows out | lost | doubled | paid again "
-          "| in flight at the kills, at most |")  # fmt: skip
+    print("| store | kills | answers in store at the kills | rows in | rows out | lost | doubled "
+          "| paid again | in flight at the kills, at most |")  # fmt: skip
     print("|---|---|---|---|---|---|---|---|---|")
     store = "PostgreSQL, 2 workers" if workers == 2 else "SQLite"
     print(

@@ -40,7 +40,8 @@ class BatchPages:
         file_id = body.get("input_file_id")
         if isinstance(file_id, str) and self._batches.files.get(file_id, owner) is None:
             raise invalid_value("input_file_id", f"there is no file {file_id}")
-        return JSONResponse(self._batches.create(dict(body), owner).to_wire())
+        batch = await self._batches.create(dict(body), owner)
+        return JSONResponse(batch.to_wire())
 
     async def listing(self, request: Request) -> Response:
         """The key's batches, the newest first."""
@@ -57,7 +58,8 @@ class BatchPages:
         if batch.has_ended:
             message = f"Cannot cancel a batch with status '{batch.status}'."
             raise refusal(message, code="batch_ended")
-        return JSONResponse(self._batches.cancel(batch.id).to_wire())
+        cancelled = await self._batches.cancel(batch.id)
+        return JSONResponse(cancelled.to_wire())
 
     def _batch(self, request: Request) -> Batch:
         batch_id: str = request.path_params["batch_id"]

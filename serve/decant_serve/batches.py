@@ -12,7 +12,7 @@ import os
 import time
 from collections.abc import AsyncGenerator, Collection
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -42,7 +42,8 @@ class _Job:
     """A batch that is being run; `stopped` is set when no more requests are to be asked."""
 
     batch: Batch
-    stopped: asyncio.Event
+    stopped: asyncio.Event = field(default_factory=asyncio.Event)
+    writing: asyncio.Lock = field(default_factory=asyncio.Lock)
 
 
 class Batches:
@@ -57,7 +58,7 @@ class Batches:
         self.files = FileBox(folder / "files", clock=clock)
         self._store = RequestStore.open(folder / "requests.sqlite")
         kept = (Batch(**fields) for fields in read_objects(self._folder))
-        self._jobs = {batch.id: _Job(batch, asyncio.Event()) for batch in kept}
+        self._jobs = {batch.id: _Job(batch) for batch in kept}
         self._tasks: asyncio.TaskGroup | None = None
         self._app: ASGIApp | None = None
         self._models: Collection[str] = ()
@@ -85,11 +86,11 @@ class Batches:
         for job in self._jobs.values():
             job.stopped.set()
 
-    def create(self, body: dict[str, Any], owner: str | None) -> Batch:
+    async def create(self, body: dict[str, Any], owner: str | None) -> Batch:
         """A new batch, on the disk when this returns, and then run; ApiFault for what it cannot be."""
         batch = Batch.asked(body, batch_id=new_id("batch_"), owner=owner, now=int(self._clock()))
-        job = _Job(batch, asyncio.Event())
-        self._keep(job, batch)
+        job = _Job(batch)
+        await self._keep(job, batch)
         self._jobs[batch.id] = job
         self._start(job)
         return batch
@@ -104,13 +105,15 @@ class Batches:
         own = [job.batch for job in self._jobs.values() if job.batch.owner == owner]
         return sorted(own, key=lambda batch: (batch.created_at, batch.id), reverse=True)
 
-    def cancel(self, batch_id: str) -> Batch:
+    async def cancel(self, batch_id: str) -> Batch:
         """Stops a batch that has not ended; what was answered will be in its files."""
         job = self._jobs[batch_id]
-        if job.batch.status in ("validating", "in_progress"):
-            self._keep(job, job.batch.at("cancelling", self._clock()))
+        batch = job.batch
+        if batch.status in ("validating", "in_progress"):
+            batch = batch.at("cancelling", self._clock())
             job.stopped.set()
-        return job.batch
+            await self._keep(job, batch)
+        return batch
 
     def _start(self, job: _Job) -> None:
         if self._tasks is not None and not job.batch.has_ended and not self._closing.is_set():
@@ -137,11 +140,11 @@ class Batches:
         checked = replace(job.batch, total=registered.total, model=registered.model)
         if registered.problems:
             errors = [problem.to_wire() for problem in registered.problems]
-            self._keep(job, replace(job.batch, errors=errors).at("failed", self._clock()))
+            await self._keep(job, replace(job.batch, errors=errors).at("failed", self._clock()))
         elif checked.status == "cancelling":
-            self._keep(job, checked)
+            await self._keep(job, checked)
         else:
-            self._keep(job, checked.at("in_progress", self._clock()))
+            await self._keep(job, checked.at("in_progress", self._clock()))
 
     async def _ask_all(self, job: _Job) -> None:
         work = self._work(job)
@@ -210,18 +213,21 @@ class Batches:
         unanswered = batch.total - batch.completed - batch.failed
         if batch.status != "cancelling" and not unanswered:
             batch = batch.at("finalizing", self._clock())
-            self._keep(job, batch)
+            await self._keep(job, batch)
         ended = "cancelled" if batch.status == "cancelling" else "expired" if unanswered else "completed"
         made = await asyncio.to_thread(work.write_files, ended)
-        self._keep(job, replace(batch, **made).at(ended, self._clock()))
+        await self._keep(job, replace(batch, **made).at(ended, self._clock()))
         await asyncio.to_thread(work.forget)
 
     def _work(self, job: _Job) -> BatchWork:
         return BatchWork(self._store, self.files, job.batch)
 
-    def _keep(self, job: _Job, batch: Batch) -> None:
-        write_json(self._folder / f"{batch.id}.json", batch.to_fields())
+    async def _keep(self, job: _Job, batch: Batch) -> None:
+        """The batch as it is from now on; on the disk when this returns, or something newer is."""
         job.batch = batch
+        async with job.writing:
+            path = self._folder / f"{batch.id}.json"
+            await asyncio.to_thread(write_json, path, job.batch.to_fields())
 
 
 async def _sleep(wait_s: float, stopped: asyncio.Event) -> None:
