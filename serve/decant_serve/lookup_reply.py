@@ -3,12 +3,10 @@
 import json
 import time
 
-from decant_serve.answers import Answer, Choice, EngineTimings, Usage
+from decant_serve.answers import Answer, Choice, Usage
 from decant_serve.calls import Call
 from decant_serve.exchange import Exchange, Reply
 from decant_serve.lookup import Found
-
-_NO_ENGINE = EngineTimings(queue_s=0.0, prefill_s=0.0, decode_s=0.0)
 
 
 async def write_found(found: Found, call: Call, exchange: Exchange, reply: Reply) -> None:
@@ -33,14 +31,10 @@ def _usage(found: Found) -> Usage | None:
 def _events(answer: Answer, found: Found) -> bytes:
     reasoning = answer.piece(0, found.reasoning, is_reasoning=True) if found.reasoning else b""
     pieces = (answer.opening(0), reasoning, answer.piece(0, found.text))
-    end = answer.piece(0, "", finish_reason="stop") + answer.closing(_usage(found), _NO_ENGINE)
+    end = answer.piece(0, "", finish_reason="stop") + answer.closing(_usage(found), None)
     return b"".join(pieces) + end
 
 
 def _body(answer: Answer, found: Found) -> bytes:
-    usage = _usage(found)
     choice = Choice(found.text, "stop", reasoning=found.reasoning)
-    whole = answer.whole([choice], usage or Usage(prompt_tokens=0, completion_tokens=0), _NO_ENGINE)
-    if usage is None:
-        del whole["usage"]
-    return json.dumps(whole, ensure_ascii=False).encode()
+    return json.dumps(answer.whole([choice], _usage(found), None), ensure_ascii=False).encode()
