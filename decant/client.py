@@ -85,7 +85,7 @@ class OpenAIClient:
             timeout=httpx.Timeout(None, connect=min(timeout_s, _CONNECT_LIMIT_S)),
             # Certificates take long to load, and plain http has no use for them.
             verify=httpx.create_ssl_context() if url.scheme == "https" else False,
-            trust_env=not _is_loopback(url.host),
+            trust_env=not is_loopback(url.host),
         )
         self._pooled = build(limits=httpx.Limits(max_connections=max_connections))
         self._unpooled = build(limits=httpx.Limits(max_keepalive_connections=0))
@@ -224,8 +224,8 @@ def _checked(base_url: str) -> httpx.URL:
     return url
 
 
-def _is_loopback(host: str) -> bool:
-    # A proxy from the environment cannot reach this machine's own ports.
+def is_loopback(host: str) -> bool:
+    """Whether a host is this machine, whose own ports no proxy from the environment can reach."""
     try:
         return host == "localhost" or ipaddress.ip_address(host).is_loopback
     except ValueError:

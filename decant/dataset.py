@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
-from decant.errors import DataError
+from decant.errors import DataError, MissingExtraError
 
 TABLE_SUFFIXES = (".csv", ".tsv", ".parquet")
 _ROWS_PER_READ = 1000
@@ -128,13 +128,17 @@ def _read_parquet(path: Path, required: Sequence[str]) -> Iterator[Row | BadRow]
     try:
         # It has no types, and is needed by nothing else here.
         parquet: Any = importlib.import_module("pyarrow.parquet")
+        arrow: Any = importlib.import_module("pyarrow")
     except ImportError:
-        advice = "pip install pyarrow, or convert the file to JSONL"
-        raise DataError(f"{path}: pyarrow, which reads Parquet, is not installed; {advice}") from None
+        raise MissingExtraError("pyarrow", extra="parquet") from None
     number = 0
-    with parquet.ParquetFile(path) as file:
-        for batch in file.iter_batches(batch_size=_ROWS_PER_READ):
-            for fields in batch.to_pylist():
-                number += 1
-                text = str(fields)[:_TEXT_CHARACTERS]
-                yield _checked(number, {str(name): value for name, value in fields.items()}, text, required)
+    try:
+        with parquet.ParquetFile(path) as file:
+            for batch in file.iter_batches(batch_size=_ROWS_PER_READ):
+                for fields in batch.to_pylist():
+                    number += 1
+                    text = str(fields)[:_TEXT_CHARACTERS]
+                    named = {str(name): value for name, value in fields.items()}
+                    yield _checked(number, named, text, required)
+    except arrow.ArrowException as error:
+        raise DataError(f"{path}: not a Parquet file that can be read ({error})") from None

@@ -24,7 +24,7 @@ def write_json(path: Path, value: Any) -> None:
 def write_jsonl(path: Path, rows: Iterable[Any]) -> int:
     """Replaces `path` by one JSON line per row and returns how many there were."""
     count = 0
-    with _aside(path) as file:
+    with file_aside(path) as file:
         for row in rows:
             file.write(json.dumps(row, ensure_ascii=False, allow_nan=False).encode("utf-8") + b"\n")
             count += 1
@@ -33,12 +33,13 @@ def write_jsonl(path: Path, rows: Iterable[Any]) -> int:
 
 def write_bytes(path: Path, content: bytes) -> None:
     """Replaces `path` by `content` in one step."""
-    with _aside(path) as file:
+    with file_aside(path) as file:
         file.write(content)
 
 
 @contextmanager
-def _aside(path: Path) -> Generator[IO[bytes]]:
+def file_aside(path: Path) -> Generator[IO[bytes]]:
+    """Yields an open file that takes the place of `path` on success, synced, and vanishes on failure."""
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
     try:

@@ -1,150 +1,49 @@
-"""The request store: every request, its answer and label, keyed by content hash, in one SQLite file.
+"""The request store: every request, its answer and label, by content hash; SQLite, or PostgreSQL by URL.
 
-Each call is one committed transaction, so that SIGKILL loses only the answers in flight. Several processes
-may share a store. Its clock is the wall's: a lease must mean the same in another process and after a reboot.
+Each call is committed when it returns, so that SIGKILL loses only the answers in flight. Several processes
+may share a store, on PostgreSQL from several machines.
 """
 
-import json
-import threading
-import time
-from collections.abc import Callable, Collection, Generator, Iterable, Iterator
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Collection, Iterable, Iterator
+from dataclasses import asdict
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Literal, Self, get_args
+from typing import Any, Self, TypeVar
 
 import sqlalchemy as sa
-from sqlalchemy.dialects.sqlite import insert
-from sqlalchemy.exc import ArgumentError, DBAPIError
 
-from decant.errors import StoreError
 from decant.lease import is_dead, process_owner
+from decant.store_commit import GroupCommit, Settlement, unknown_request
+from decant.store_database import Clock, Database, StoreCollision, open_database, store_name
+from decant.store_rows import LABELS, SHOWN, STATUSES, Answer, Label, NewLabel, Status, to_label
 
-__all__ = ["Answer", "Label", "NewLabel", "RequestStore", "Status", "process_owner"]
+__all__ = ["Answer", "Label", "NewLabel", "RequestStore", "Status", "process_owner", "store_name"]
 
-Status = Literal["pending", "leased", "done", "failed", "filtered"]
-_STATUSES: tuple[Status, ...] = get_args(Status)
-_APPLICATION_ID = 0x44634E74  # "DcNt" in the file's header says whose database it is
-_SCHEMA_VERSION = 1
-_ROWS_PER_INSERT = 1000
+T = TypeVar("T")
 
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class NewLabel:
-    """A request that wants an answer; `key` is its `decant.wire.request_key`."""
-
-    key: str
-    row_id: str
-    sample: int
-    request: dict[str, Any]
-    prompt_version: str | None = None
-    teacher: str | None = None
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Answer:
-    """What a teacher gave for one request; `logprob` is the mean of the answer's tokens."""
-
-    response: str
-    reasoning: str | None = None
-    answer: str | None = None
-    finish_reason: str | None = None
-    prompt_tokens: int | None = None
-    completion_tokens: int | None = None
-    cost_usd: float | None = None
-    logprob: float | None = None
-    latency_s: float | None = None
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Label:
-    """One row of the store. `lease_expires` and `updated_at` are seconds since the epoch."""
-
-    key: str
-    row_id: str
-    sample: int
-    status: Status
-    attempts: int
-    request: dict[str, Any]
-    response: str | None
-    reasoning: str | None
-    answer: str | None
-    finish_reason: str | None
-    prompt_tokens: int | None
-    completion_tokens: int | None
-    cost_usd: float | None
-    logprob: float | None
-    latency_s: float | None
-    error_class: str | None
-    error: str | None
-    prompt_version: str | None
-    teacher: str | None
-    lease_owner: str | None
-    lease_expires: float | None
-    updated_at: float
-
-
-_metadata = sa.MetaData()
-_labels = sa.Table(
-    "labels",
-    _metadata,
-    sa.Column("seq", sa.Integer, primary_key=True),
-    sa.Column("key", sa.Text, nullable=False, unique=True),
-    sa.Column("row_id", sa.Text, nullable=False),
-    sa.Column("sample", sa.Integer, nullable=False),
-    sa.Column("status", sa.Text, nullable=False, server_default="pending"),
-    sa.Column("attempts", sa.Integer, nullable=False, server_default="0"),
-    sa.Column("request", sa.Text, nullable=False),
-    sa.Column("response", sa.Text),
-    sa.Column("reasoning", sa.Text),
-    sa.Column("answer", sa.Text),
-    sa.Column("finish_reason", sa.Text),
-    sa.Column("prompt_tokens", sa.Integer),
-    sa.Column("completion_tokens", sa.Integer),
-    sa.Column("cost_usd", sa.Float),
-    sa.Column("logprob", sa.Float),
-    sa.Column("latency_s", sa.Float),
-    sa.Column("error_class", sa.Text),
-    sa.Column("error", sa.Text),
-    sa.Column("prompt_version", sa.Text),
-    sa.Column("teacher", sa.Text),
-    sa.Column("lease_owner", sa.Text),
-    sa.Column("lease_expires", sa.Float),
-    sa.Column("updated_at", sa.Float, nullable=False),
-    sa.CheckConstraint(sa.column("status").in_([sa.literal_column(f"'{name}'") for name in _STATUSES])),
-    sa.Index("labels_by_status", "status", "seq"),
-)
-_row = _labels.c
+_ROWS_PER_STATEMENT = 1000
+_TRIES = 5
+_row = LABELS.c
 
 
 class RequestStore:
     """Requests and their answers. Thread-safe, a context manager; calls block: async code uses a thread."""
 
-    def __init__(self, engine: sa.Engine, name: str, clock: Callable[[], float]) -> None:
-        self._engine = engine
-        self._name = name
-        self._clock = clock
-        self._lock = threading.Lock()
+    def __init__(self, database: Database) -> None:
+        self._database = database
+        self._settlements = GroupCommit(self._commit)
 
     @classmethod
     def open(
-        cls, url_or_path: str | Path, *, clock: Callable[[], float] = time.time, busy_timeout_s: float = 30.0
+        cls, url_or_path: str | Path, *, clock: Clock | None = None, busy_timeout_s: float = 30.0
     ) -> Self:
-        """Opens the store, creating it where there is none.
+        """Opens the store, creating it where there is none; `clock` stands in for the database's own.
 
-        StoreError for a file that is no store or one of another version, and for databases other than SQLite.
+        StoreError for what is no store or one of another version, and for a database that cannot be used.
         """
-        url = _url(url_or_path)
-        # One connection that all threads share, one at a time: SQLite has one writer anyway.
-        engine = sa.create_engine(
-            url,
-            poolclass=sa.StaticPool,
-            connect_args={"timeout": busy_timeout_s, "check_same_thread": False, "isolation_level": None},
-        )
-        store = cls(engine, url.database or "the store in memory", clock)
+        store = cls(open_database(url_or_path, clock=clock, busy_timeout_s=busy_timeout_s))
         try:
-            store._prepare(busy_timeout_s)
+            store._database.prepare()
         except BaseException:
             store.close()
             raise
@@ -159,211 +58,212 @@ class RequestStore:
         self.close()
 
     def close(self) -> None:
-        """Closes the file; nothing is left to be written."""
-        self._engine.dispose()
+        """Closes the database; nothing is left to be written."""
+        self._database.engine.dispose()
 
     def add(self, rows: Iterable[NewLabel]) -> int:
         """Adds requests as pending and returns how many were new; a key that is there stays as it is."""
-        now = self._clock()
-        values = [{**asdict(row), "request": json.dumps(row.request), "updated_at": now} for row in rows]
-        statement = insert(_labels).on_conflict_do_nothing(index_elements=["key"])
-        with self._transaction() as connection:
-            before = self._size(connection)
-            for start in range(0, len(values), _ROWS_PER_INSERT):
-                connection.execute(statement, values[start : start + _ROWS_PER_INSERT])
-            return self._size(connection) - before
+        values = [row.to_row() for row in rows]
+        if not values:
+            return 0
+        statement = (
+            self._database.insert_new(LABELS).values(updated_at=self._database.now()).returning(_row.seq)
+        )
+
+        def work(connection: sa.Connection) -> int:
+            starts = range(0, len(values), _ROWS_PER_STATEMENT)
+            return sum(
+                len(connection.execute(statement, values[start : start + _ROWS_PER_STATEMENT]).all())
+                for start in starts
+            )
+
+        return self._write(work)
 
     def lease(self, n: int, owner: str, ttl_s: float, *, keys: Collection[str] | None = None) -> list[Label]:
         """Takes up to `n` pending requests, oldest first, for `ttl_s` seconds, and counts an attempt each.
 
         With `keys`, only these. Leases that ran out, or whose process died, are given back first. `owner` is
-        best `process_owner()`.
+        best `process_owner()`. What another worker takes at this moment is passed over, never waited for.
         """
-        now = self._clock()
+        now = self._database.now()
         chosen = sa.select(_row.key).where(_row.status == "pending")
         if keys is not None:
-            chosen = chosen.where(_row.key.in_(_each(keys)))
-        chosen = chosen.order_by(_row.seq).limit(n)
-        with self._transaction() as connection:
-            self._release(connection, now)
-            taken = (
-                connection.execute(
-                    sa.update(_labels)
-                    .where(_row.key.in_(chosen))
-                    .values(
-                        status="leased",
-                        attempts=_row.attempts + 1,
-                        lease_owner=owner,
-                        lease_expires=now + ttl_s,
-                        updated_at=now,
-                    )
-                    .returning(*_labels.columns)
-                )
-                .mappings()
-                .all()
+            chosen = chosen.where(self._database.among(_row.key, keys))
+        chosen = _locked(chosen.order_by(_row.seq).limit(n))
+        statement = (
+            sa.update(LABELS)
+            .where(_row.key.in_(chosen))
+            .values(
+                status="leased",
+                attempts=_row.attempts + 1,
+                lease_owner=owner,
+                lease_expires=now + ttl_s,
+                updated_at=now,
             )
-        return [_label(row) for row in sorted(taken, key=lambda row: row["seq"])]
+            .returning(_row.seq, *SHOWN)
+        )
+
+        def work(connection: sa.Connection) -> list[Label]:
+            self._release(connection)
+            taken = connection.execute(statement).mappings().all()
+            return [to_label(row) for row in sorted(taken, key=lambda row: row["seq"])]
+
+        return self._write(work)
+
+    def renew(self, owner: str, ttl_s: float) -> int:
+        """Gives an owner's leases `ttl_s` seconds from now; returns how many it still holds."""
+        held = _locked(sa.select(_row.key).where(_row.status == "leased", _row.lease_owner == owner))
+        expires = self._database.now() + ttl_s
+        statement = sa.update(LABELS).where(_row.key.in_(held)).values(lease_expires=expires)
+        return self._write(lambda connection: _changed(connection, statement))
+
+    def lease_owners(self) -> list[str]:
+        """Everybody who holds a lease, by name."""
+        held = sa.select(_row.lease_owner).where(_row.status == "leased").distinct()
+        with self._database.transaction(write=False) as connection:
+            return sorted(owner for owner in connection.scalars(held) if owner is not None)
+
+    def held_by(self, owner: str) -> Iterator[Label]:
+        """The requests that an owner holds, oldest first."""
+        return self._pages(sa.and_(_row.status == "leased", _row.lease_owner == owner))
 
     def finish(self, key: str, answer: Answer) -> None:
         """Records the answer and ends the lease. Of two answers to one request the first one stays."""
-        self._settle(key, status="done", error_class=None, error=None, **asdict(answer))
+        self._settlements.settle(Settlement(key, "done", asdict(answer)))
+
+    def finish_many(self, answers: Iterable[tuple[str, Answer]]) -> None:
+        """Records many answers in one transaction: all of them, or on an error none."""
+        self._write_settled([Settlement(key, "done", asdict(answer)) for key, answer in answers])
 
     def fail(self, key: str, error_class: str, error: str, retryable: bool) -> None:
         """Records a failed attempt and ends the lease: pending again when `retryable`, failed otherwise."""
-        self._settle(key, status="pending" if retryable else "failed", error_class=error_class, error=error)
+        status = "pending" if retryable else "failed"
+        self._settlements.settle(Settlement(key, status, {"error_class": error_class, "error": error}))
 
     def release_expired(self) -> int:
         """Gives back leases that ran out, or whose process on this machine died; returns how many."""
-        with self._transaction() as connection:
-            return self._release(connection, self._clock())
+        return self._write(self._release)
 
     def reopen(self, keys: Collection[str]) -> int:
         """Makes those of `keys` that failed pending again, with no attempts counted; returns how many."""
         statement = (
-            sa.update(_labels)
-            .where(_row.status == "failed", _row.key.in_(_each(keys)))
-            .values(status="pending", attempts=0, updated_at=self._clock())
+            sa.update(LABELS)
+            .where(_row.status == "failed", self._database.among(_row.key, keys))
+            .values(status="pending", attempts=0, updated_at=self._database.now())
         )
-        with self._transaction() as connection:
-            return connection.execute(statement).rowcount
+        return self._write(lambda connection: connection.execute(statement).rowcount) if keys else 0
+
+    def forget(self, keys: Collection[str]) -> int:
+        """Removes rows, whatever became of them; returns how many there were."""
+        statement = sa.delete(LABELS).where(self._database.among(_row.key, keys))
+        return self._write(lambda connection: connection.execute(statement).rowcount) if keys else 0
 
     def get_many(self, keys: Iterable[str]) -> dict[str, Label]:
         """The rows of those keys that are there."""
-        with self._transaction("BEGIN") as connection:
-            rows = connection.execute(sa.select(_labels).where(_row.key.in_(_each(keys)))).mappings().all()
-        return {row["key"]: _label(row) for row in rows}
+        statement = sa.select(*SHOWN).where(self._database.among(_row.key, list(keys)))
+        with self._database.transaction(write=False) as connection:
+            rows = connection.execute(statement).mappings().all()
+        return {row["key"]: to_label(row) for row in rows}
+
+    def answers_to(self, ask: str, *, max_age_s: float | None = None) -> list[Label]:
+        """The answered requests that ask the same (`decant.ask.ask_key`), by sample, none older than that."""
+        statement = sa.select(*SHOWN).where(_row.ask == ask, _row.status == "done")
+        if max_age_s is not None:
+            statement = statement.where(_row.updated_at >= self._database.now() - max_age_s)
+        with self._database.transaction(write=False) as connection:
+            rows = connection.execute(statement.order_by(_row.sample, _row.seq)).mappings().all()
+        return [to_label(row) for row in rows]
 
     def labels(self) -> Iterator[Label]:
         """Every row, oldest first, some hundred at a time: what is added meanwhile comes too."""
+        return self._pages(sa.true())
+
+    def _pages(self, wanted: sa.ColumnElement[bool]) -> Iterator[Label]:
         after = 0
+        page = sa.select(_row.seq, *SHOWN).where(wanted).order_by(_row.seq).limit(_ROWS_PER_STATEMENT)
         while True:
-            page = sa.select(_labels).where(_row.seq > after).order_by(_row.seq).limit(_ROWS_PER_INSERT)
-            with self._transaction("BEGIN") as connection:
-                rows = connection.execute(page).mappings().all()
+            with self._database.transaction(write=False) as connection:
+                rows = connection.execute(page.where(_row.seq > after)).mappings().all()
             if not rows:
                 return
             after = rows[-1]["seq"]
-            yield from map(_label, rows)
+            yield from map(to_label, rows)
 
     def counts(self) -> dict[Status, int]:
         """How many rows have each status, 0 included."""
-        with self._transaction("BEGIN") as connection:
-            found = connection.execute(
-                sa.select(_row.status, sa.func.count().label("n")).group_by(_row.status)
-            ).all()
-        return dict.fromkeys(_STATUSES, 0) | {row.status: row.n for row in found}
+        statement = sa.select(_row.status, sa.func.count().label("n")).group_by(_row.status)
+        with self._database.transaction(write=False) as connection:
+            found = connection.execute(statement).all()
+        return dict.fromkeys(STATUSES, 0) | {row.status: row.n for row in found}
 
-    def _settle(self, key: str, **values: object) -> None:
-        statement = (
-            sa.update(_labels)
-            .where(_row.key == key, _row.status != "done")
-            .values(**values, lease_owner=None, lease_expires=None, updated_at=self._clock())
-        )
-        with self._transaction() as connection:
-            if connection.execute(statement).rowcount == 0 and not self._knows(connection, key):
-                raise StoreError(f"{self._name}: no request {key}; add it before it is answered")
-
-    def _release(self, connection: sa.Connection, now: float) -> int:
-        leased = sa.select(_row.lease_owner).where(_row.status == "leased").distinct()
-        dead = [owner for owner in connection.scalars(leased) if is_dead(owner)]
-        return connection.execute(
-            sa.update(_labels)
-            .where(_row.status == "leased", (_row.lease_expires <= now) | _row.lease_owner.in_(dead))
-            .values(status="pending", lease_owner=None, lease_expires=None, updated_at=now)
-        ).rowcount
-
-    def _knows(self, connection: sa.Connection, key: str) -> bool:
-        return connection.scalar(sa.select(_row.seq).where(_row.key == key)) is not None
-
-    def _size(self, connection: sa.Connection) -> int:
-        return connection.scalar(sa.select(sa.func.count()).select_from(_labels)) or 0
-
-    def _prepare(self, busy_timeout_s: float) -> None:
-        self._use_wal(time.monotonic() + busy_timeout_s)
-        with self._transaction() as connection:
-            if not sa.inspect(connection).get_table_names():
-                connection.exec_driver_sql(f"PRAGMA application_id = {_APPLICATION_ID}")
-                connection.exec_driver_sql(f"PRAGMA user_version = {_SCHEMA_VERSION}")
-                _metadata.create_all(connection)
-            whose = connection.exec_driver_sql("PRAGMA application_id").scalar()
-            version = connection.exec_driver_sql("PRAGMA user_version").scalar()
-        if whose != _APPLICATION_ID:
-            raise StoreError(f"{self._name}: a database, but no request store; give another path")
-        if version != _SCHEMA_VERSION:
-            raise StoreError(
-                f"{self._name}: store version {version}, this Decant reads {_SCHEMA_VERSION}; give a new path"
-            )
-
-    def _use_wal(self, give_up_at: float) -> None:
-        # SQLite says "locked" at once, without its busy timeout, when two processes switch to WAL together.
-        while True:
+    def _write(self, work: Callable[[sa.Connection], T]) -> T:
+        for _ in range(_TRIES - 1):
             try:
-                with self._explained(), self._engine.connect() as connection:
-                    connection.exec_driver_sql("PRAGMA journal_mode = WAL")
-                    # In WAL a commit survives the process without a sync; only a power cut may take the last.
-                    connection.exec_driver_sql("PRAGMA synchronous = NORMAL")
-                return
-            except StoreError as error:
-                if "locked" not in str(error) or time.monotonic() > give_up_at:
-                    raise
-            time.sleep(0.01)
+                with self._database.transaction() as connection:
+                    return work(connection)
+            except StoreCollision:
+                continue
+        with self._database.transaction() as connection:
+            return work(connection)
 
-    @contextmanager
-    def _transaction(self, begin: str = "BEGIN IMMEDIATE") -> Generator[sa.Connection]:
-        # A write takes its lock at once: a read that turns into a write would fail instead of waiting.
-        with self._lock, self._explained(), self._engine.begin() as connection:
-            connection.exec_driver_sql(begin)
-            yield connection
+    def _write_settled(self, settlements: list[Settlement]) -> None:
+        unknown = self._commit(settlements)
+        if unknown:
+            raise unknown_request(min(unknown))
 
-    @contextmanager
-    def _explained(self) -> Generator[None]:
-        try:
-            yield
-        except DBAPIError as error:
-            raise StoreError(f"{self._name}: {_explanation(str(error.orig))}") from error
+    def _commit(self, settlements: list[Settlement]) -> set[str]:
+        """Settles all in one transaction; returns the keys that are no request's."""
+        now = self._database.now()
+        # Two workers that settle the same rows lock them in the same order, and so never wait in a circle.
+        ordered = sorted(settlements, key=lambda one: one.key)
 
+        def work(connection: sa.Connection) -> set[str]:
+            settled = 0
+            for status in ("done", "failed", "pending"):
+                alike = [one.parameters() for one in ordered if one.status == status]
+                if alike:
+                    statement = _settling(status, tuple(alike[0]), now)
+                    settled += connection.execute(statement, alike).rowcount
+            if settled == len(settlements):
+                return set()
+            keys = {one.key for one in settlements}
+            known = sa.select(_row.key).where(self._database.among(_row.key, keys))
+            return keys - set(connection.scalars(known))
 
-def _explanation(words: str) -> str:
-    advice = {
-        "locked": "another process is writing to it; wait for that one or stop it",
-        "full": "free space and run again; what was answered is kept",
-        "not a database": "give another path, or remove it",
-        "malformed": "the file is damaged; restore it, or give another path",
-        "unable to open": "check that the folder can be written to",
-        "readonly": "check that the file can be written to",
-        "I/O": "check the disk, then run again",
-    }
-    for sign, what_to_do in advice.items():
-        if sign in words:
-            return f"{words}; {what_to_do}"
-    return words
+        return self._write(work)
 
-
-def _url(url_or_path: str | Path) -> sa.URL:
-    if isinstance(url_or_path, str) and "://" in url_or_path:
-        try:
-            url = sa.make_url(url_or_path)
-        except ArgumentError as error:
-            raise StoreError(f"{url_or_path}: not a database URL; give a path or sqlite:///path") from error
-        if url.drivername not in ("sqlite", "sqlite+pysqlite"):
-            raise StoreError(f"{url.drivername}: stores are SQLite files; give a path or sqlite:///path")
-        return url
-    path = Path(url_or_path)
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise StoreError(
-            f"{path.parent}: {error.strerror}; give a path in a folder that can be written"
-        ) from error
-    return sa.URL.create("sqlite", database=str(path))
+    def _release(self, connection: sa.Connection) -> int:
+        now = self._database.now()
+        leased = sa.select(_row.lease_owner).where(_row.status == "leased").distinct()
+        dead = [owner for owner in connection.scalars(leased) if owner is not None and is_dead(owner)]
+        lost = _row.lease_expires <= now
+        if dead:
+            lost |= _row.lease_owner.in_(dead)
+        held = _locked(sa.select(_row.key).where(_row.status == "leased", lost))
+        statement = sa.update(LABELS).where(_row.key.in_(held))
+        back = statement.values(status="pending", lease_owner=None, lease_expires=None, updated_at=now)
+        return _changed(connection, back)
 
 
-def _each(keys: Iterable[str]) -> sa.Select[tuple[str]]:
-    # One JSON parameter holds any number of keys; SQLite allows only so many variables.
-    listed = sa.func.json_each(json.dumps(list(keys))).table_valued("value")
-    return sa.select(listed.c.value)
+def _changed(connection: sa.Connection, statement: sa.Update) -> int:
+    # Python's SQLite driver counts no rows for a statement that begins with a table expression.
+    return len(connection.execute(statement.returning(_row.seq)).all())
 
 
-def _label(row: sa.RowMapping) -> Label:
-    columns = {str(name): value for name, value in row.items() if name != "seq"}
-    return Label(**{**columns, "request": json.loads(row["request"])})
+def _locked(chosen: sa.Select[tuple[str]]) -> sa.Select[tuple[str]]:
+    """The keys chosen, their rows locked, without those that another transaction has locked.
+
+    A common table expression with a lock is worked out once, where a plain subquery might be run again and
+    take more. SQLite has no such locks and needs none: its one writer holds them all.
+    """
+    locked = chosen.with_for_update(skip_locked=True).cte("chosen")
+    return sa.select(locked.c.key)
+
+
+def _settling(status: str, columns: tuple[str, ...], now: sa.ColumnElement[float]) -> sa.Update:
+    given: dict[str, Any] = {name: sa.bindparam(name) for name in columns if name != Settlement.KEY}
+    return (
+        sa.update(LABELS)
+        .where(_row.key == sa.bindparam(Settlement.KEY), _row.status != "done")
+        .values(status=status, lease_owner=None, lease_expires=None, updated_at=now, **given)
+    )

@@ -285,7 +285,7 @@ def _canonical(value: Any) -> Any:
 
 
 # They say how an answer travels and who asked, and never change what it is.
-_TRANSPORT_FIELDS = frozenset(
+TRANSPORT_FIELDS = frozenset(
     {
         "model",
         "stream",
@@ -309,7 +309,7 @@ def request_key(
     answer: fields we do not know count, null fields count as absent, transport fields do not count.
     """
     asked = {
-        name: value for name, value in request.items() if name not in _TRANSPORT_FIELDS and value is not None
+        name: value for name, value in request.items() if name not in TRANSPORT_FIELDS and value is not None
     }
     identity = {"model": model, "revision": revision, "request": asked, "sample": sample_index}
     return hashlib.sha256(canonical_json(identity)).hexdigest()

@@ -8,6 +8,8 @@ from typing import Any
 
 import pytest
 
+from tests.postgres_server import PostgresServer, programs, running
+
 # Before torch or tokenizers are imported, here and in the child processes that tests start.
 os.environ.update(
     HF_HUB_OFFLINE="1",
@@ -37,3 +39,14 @@ def _loopback_only() -> Iterator[None]:
 def repository() -> Path:
     """The root of the checkout."""
     return Path(__file__).parent.parent
+
+
+@pytest.fixture(scope="session")
+def postgres() -> Iterator[PostgresServer]:
+    """A PostgreSQL server for this run."""
+    where = programs()
+    if where is None:
+        pytest.skip("no PostgreSQL server here: apt install postgresql")
+    pytest.importorskip("psycopg", reason="psycopg is not installed: pip install 'decant[postgres]'")
+    with running(where) as server:
+        yield server

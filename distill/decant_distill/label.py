@@ -11,11 +11,13 @@ from decant.config import Config, InputPath, OptionalInputPath, OptionalOutputPa
 from decant.endpoint import EndpointConfig, open_endpoint
 from decant.errors import DataError, EndpointError
 from decant.files import write_json, write_jsonl
-from decant.store import RequestStore
+from decant.store import RequestStore, store_name
 from decant.task import TaskConfig
+from decant_distill.batch_api import BatchApi
 from decant_distill.label_answers import AnswersConfig
 from decant_distill.label_batch import take_results, write_requests
-from decant_distill.label_export import export
+from decant_distill.label_batch_api import BatchLabeling, BatchOptions
+from decant_distill.label_export import check_export, export
 from decant_distill.label_job import register
 from decant_distill.label_output import Reader, Tally
 from decant_distill.label_requests import Job, Sampling, Teacher, read_limited
@@ -24,7 +26,7 @@ from decant_distill.label_spend import Prices
 from decant_distill.redact import Redaction, RedactKind
 from decant_distill.verifiers import Verifier, VerifierConfig, load_verifiers
 
-LabelFormat = Literal["online", "openai-batch"]
+LabelFormat = Literal["online", "openai-batch", "batch-api"]
 
 
 class LabelConfig(Config):
@@ -34,7 +36,10 @@ class LabelConfig(Config):
 
     data: InputPath = Field(description="dataset to label (JSONL, CSV, TSV or Parquet)")
     output: OutputPath = Field(description="label file to write (JSONL); its summary stands beside it")
-    store: Path | None = Field(default=None, description="request store; OUTPUT.store.sqlite when left out")
+    store: str | Path | None = Field(
+        default=None,
+        description="request store: a path or postgresql://USER@HOST/DB; OUTPUT.store.sqlite when left out",
+    )
     endpoint: EndpointConfig = Field(description="the teacher")
     task: TaskConfig = Field(
         default=TaskConfig(), description="how a row becomes a request and an answer a label"
@@ -77,7 +82,14 @@ class LabelConfig(Config):
         description="only ask so many requests, chosen at random, and say what the rest will take",
     )
     format: LabelFormat = Field(
-        default="online", description="ask the endpoint, or read and write files for a provider's Batch API"
+        default="online",
+        description="ask the endpoint, go through its Batch API, or read and write files for one",
+    )
+    batch_size: int = Field(
+        default=50_000, ge=1, le=50_000, description="for batch-api: most requests in one batch"
+    )
+    batch_poll_s: float = Field(
+        default=30.0, gt=0, description="for batch-api: seconds between looks at a batch"
     )
     batch_results: OptionalInputPath = Field(
         default=None, description="for openai-batch: the provider's output file"
@@ -97,8 +109,10 @@ class LabelConfig(Config):
             raise ValueError(f"max_samples must be more than samples, which is {self.samples}")
         if self.batch_results is not None and self.format != "openai-batch":
             raise ValueError("batch_results needs format = openai-batch")
-        if self.format == "openai-batch" and self.endpoint.model is None:
-            raise ValueError("format = openai-batch needs the endpoint's base_url and model")
+        if self.format != "online" and self.endpoint.model is None:
+            raise ValueError(f"format = {self.format} needs the endpoint's base_url and model")
+        if self.format != "online" and self.estimate is not None:
+            raise ValueError("estimate asks the endpoint, so it needs format = online")
         if self.budget_usd is not None and Prices.of(self.endpoint) is None:
             raise ValueError(
                 "budget_usd needs the endpoint's prices (price_per_hour or usd_per_million_*_tokens)"
@@ -106,8 +120,8 @@ class LabelConfig(Config):
         return self
 
     @property
-    def store_path(self) -> Path:
-        """Where the request store is."""
+    def store_path(self) -> str | Path:
+        """Where the request store is: a path or a URL, which messages show through `store_name` alone."""
         return self.store or self.output.with_suffix(".store.sqlite")
 
     @property
@@ -128,13 +142,15 @@ def run(config: LabelConfig) -> None:
     """Labels the dataset; an EndpointError or StageError leaves a job that the same command resumes."""
     config.task.prompt_fields()
     verifiers = load_verifiers(config.verify)
+    if config.export is not None:
+        check_export(config.export)
     if not any(True for _ in read_limited(config.data, 1)):
         raise DataError(f"{config.data}: the dataset has no rows")
     try:
-        batch = config.format == "openai-batch"
-        summary = _label_batch(config, verifiers) if batch else asyncio.run(_label(config, verifiers))
+        summary = _summary_of(config, verifiers)
     except EndpointError as error:
-        hint = f"what was answered is kept in {config.store_path}: run the same command again to go on"
+        kept = f"what was answered is kept in {store_name(config.store_path)}"
+        hint = f"{kept}: run the same command again to go on"
         raise EndpointError(f"{error}; {hint}") from error
     if summary is None:
         return
@@ -142,6 +158,31 @@ def run(config: LabelConfig) -> None:
     if not summary["done"]:
         why = ", ".join(f"{name} {count}" for name, count in summary["by_error"].items())
         raise DataError(f"{config.output}: no row got a label ({why}); see the field `error` there")
+
+
+def _summary_of(config: LabelConfig, verifiers: Mapping[str, Verifier]) -> dict[str, Any] | None:
+    """The summary of a job that ended; None where it has more to do."""
+    if config.format == "openai-batch":
+        return _label_batch(config, verifiers)
+    if config.format == "batch-api":
+        return asyncio.run(_label_by_batches(config, verifiers))
+    return asyncio.run(_label(config, verifiers))
+
+
+async def _label_by_batches(config: LabelConfig, verifiers: Mapping[str, Verifier]) -> dict[str, Any]:
+    options = BatchOptions(
+        size=config.batch_size,
+        poll_s=config.batch_poll_s,
+        prices=Prices.of(config.endpoint),
+        budget_usd=config.budget_usd,
+    )
+    with RequestStore.open(config.store_path) as store:
+        async with open_endpoint(config.endpoint, log_dir=config.output.with_suffix(".serve")) as endpoint:
+            teacher = Teacher(model=endpoint.model, revision=endpoint.description.get("manifest_sha256"))
+            job = _job(config, teacher)
+            async with BatchApi(endpoint.base_url, api_key=endpoint.api_key) as api:
+                ran = await BatchLabeling(job, store, endpoint, api, options).run()
+        return await asyncio.to_thread(_write, config, job, store, ran, verifiers)
 
 
 async def _label(config: LabelConfig, verifiers: Mapping[str, Verifier]) -> dict[str, Any] | None:

@@ -13,6 +13,7 @@ from decant.client import Completion
 from decant.errors import DecantError, StageError
 from decant.lease import process_owner
 from decant.store import Answer, Label, RequestStore
+from decant_distill.key_set import KeySet
 from decant_distill.label_plan import asks_in, plan
 from decant_distill.label_requests import Job
 from decant_distill.label_send import Sender
@@ -21,7 +22,9 @@ from decant_distill.label_watch import Watch
 
 T = TypeVar("T")
 
-_LEASE_S = 3600.0
+# A worker that is lost with its machine blocks its requests for so long; one that lives renews them in time.
+_LEASE_S = 120.0
+_RENEWED_AFTER_S = 30.0
 _POLL_S = 0.5
 _ERROR_CHARACTERS = 500
 _OPEN = ("pending", "leased")
@@ -54,12 +57,11 @@ def register(job: Job, store: RequestStore, *, reopen: bool = True) -> Registere
 
     An answer that was paid for is never asked for again, be it cut or without a marker.
     """
-    seen: set[bytes] = set()
+    seen = KeySet()
     reused = unanswered = 0
     paid_usd = latency_s = 0.0
     for chunk in plan(job, store.get_many):
-        fresh = {ask.key: ask for ask in asks_in(chunk) if bytes.fromhex(ask.key) not in seen}
-        seen.update(bytes.fromhex(key) for key in fresh)
+        fresh = {ask.key: ask for ask in asks_in(chunk) if seen.add(ask.key)}
         store.add(ask.to_store(job.teacher, job.prompt_version) for ask in fresh.values())
         known = store.get_many(fresh).values()
         failed = [label.key for label in known if label.status == "failed"]
@@ -109,7 +111,9 @@ class Dispatcher:
             async with asyncio.timeout(self._purse.remaining_s), asyncio.TaskGroup() as tasks:
                 for _ in range(concurrency):
                     tasks.create_task(self._work(job, queue))
-                tasks.create_task(self._feed(job, queue, concurrency))
+                renewing = tasks.create_task(self._renew())
+                await self._feed(job, queue, concurrency)
+                renewing.cancel()
         except TimeoutError:
             raise self._out_of_money() from None
         except BaseExceptionGroup as group:
@@ -133,6 +137,11 @@ class Dispatcher:
             await asyncio.sleep(_POLL_S)
         for _ in range(concurrency):
             await queue.put(None)
+
+    async def _renew(self) -> None:
+        while True:
+            await asyncio.sleep(_RENEWED_AFTER_S)
+            await self._in_thread(self._store.renew, self._owner, _LEASE_S)
 
     def _lease(self, count: int, keys: list[str]) -> list[Label]:
         leased = self._store.lease(count, self._owner, _LEASE_S, keys=keys)

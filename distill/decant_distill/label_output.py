@@ -8,6 +8,7 @@ from typing import Any
 from decant import store
 from decant.errors import DataError
 from decant.task import normal_answer
+from decant_distill.key_set import KeySet
 from decant_distill.label_plan import Planned, asks_in, plan
 from decant_distill.label_requests import Ask, Job, Unaskable
 from decant_distill.label_votes import count_votes
@@ -27,7 +28,7 @@ class Tally:
         self.cost_usd: float | None = None
         self.checks: dict[str, Counter[str]] = {}
         self.redacted: Counter[str] = Counter()
-        self._seen: set[bytes] = set()
+        self._seen = KeySet()
 
     def add(self, label: Label) -> None:
         """Counts one line."""
@@ -39,9 +40,8 @@ class Tally:
         for name, passed in (label.checks or {}).items():
             outcome = "not_applicable" if passed is None else "passed" if passed else "failed"
             self.checks.setdefault(name, Counter())[outcome] += 1
-        if label.key is None or (key := bytes.fromhex(label.key)) in self._seen:
+        if label.key is None or not self._seen.add(label.key):
             return
-        self._seen.add(key)
         self.redacted.update(label.redacted or {})
         self.prompt_tokens += label.prompt_tokens or 0
         self.completion_tokens += label.completion_tokens or 0

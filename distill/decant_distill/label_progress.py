@@ -8,6 +8,7 @@ from statistics import fmean, stdev
 
 from decant.progress import Progress
 from decant.store import Label, RequestStore
+from decant_distill.key_set import KeySet
 from decant_distill.label_pace import Pace
 from decant_distill.label_plan import asks_in, plan
 from decant_distill.label_requests import Job
@@ -68,12 +69,15 @@ class Estimate:
 def choose(job: Job, store: RequestStore, count: int) -> frozenset[str]:
     """The keys of `count` open requests, at random and always the same: a key is a hash."""
 
+    seen = KeySet()
+
     def open_keys() -> Iterator[str]:
         for chunk in plan(job, store.get_many):
             known = store.get_many(ask.key for ask in asks_in(chunk))
-            yield from (key for key, label in known.items() if label.status in ("pending", "leased"))
+            still_open = (key for key, label in known.items() if label.status in ("pending", "leased"))
+            yield from filter(seen.add, still_open)
 
-    return frozenset(heapq.nsmallest(count, set(open_keys())))
+    return frozenset(heapq.nsmallest(count, open_keys()))
 
 
 def estimate(sample: Sequence[Label], *, still_open: int, wall_s: float) -> Estimate:

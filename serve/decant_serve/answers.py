@@ -108,20 +108,22 @@ class Answer:
             choice["logprobs"] = self._logprobs(index, tokens)
         return self._event(choice)
 
-    def closing(self, usage: Usage | None, timings: EngineTimings) -> bytes:
+    def closing(self, usage: Usage | None, timings: EngineTimings | None) -> bytes:
         """The usage event where it was asked for, and the end of the stream."""
         if usage is None:
             return sse_event(DONE)
-        numbers = {"usage": usage.to_wire(), "timings": timings.to_wire()}
+        numbers = {"usage": usage.to_wire(), **({"timings": timings.to_wire()} if timings else {})}
         return sse_event({**self._chunk, "choices": [], **numbers}) + sse_event(DONE)
 
-    def whole(self, choices: Iterable[Choice], usage: Usage, timings: EngineTimings) -> dict[str, Any]:
-        """The body of an answer that is not streamed."""
+    def whole(
+        self, choices: Iterable[Choice], usage: Usage | None, timings: EngineTimings | None
+    ) -> dict[str, Any]:
+        """The body of an answer that is not streamed; without usage or timings where there are none."""
         return {
             **self._whole,
             "choices": [self._finished(index, choice) for index, choice in enumerate(choices)],
-            "usage": usage.to_wire(),
-            "timings": timings.to_wire(),
+            **({"usage": usage.to_wire()} if usage else {}),
+            **({"timings": timings.to_wire()} if timings else {}),
         }
 
     def _finished(self, index: int, choice: Choice) -> dict[str, Any]:

@@ -20,6 +20,7 @@ from decant_serve.disconnects import ClientGone, while_connected
 from decant_serve.embeddings import read_embeddings
 from decant_serve.exchange import Exchange, Reply
 from decant_serve.gateway import Gateway, ServedModel
+from decant_serve.lookup_reply import write_found
 from decant_serve.openai_errors import (
     ApiFault,
     deadline_passed,
@@ -108,7 +109,7 @@ class Completions:
             exchange.streamed, exchange.choices = call.streams, call.choices
             exchange.passage = _passage(call, exchange, request.headers)
             exchange.read_s = time.perf_counter()
-            await while_connected(request, self._forward(served, call, exchange, reply))
+            await while_connected(request, self._give(served, call, request.headers, exchange, reply))
             await reply.finish()
 
     async def _body(self, request: Request) -> bytes:
@@ -135,6 +136,17 @@ class Completions:
         if self._route == "embeddings":
             return served, read_embeddings(raw, body, engine=engine, features=features)
         return served, read_call(self._route, raw, body, engine=engine, features=features)
+
+    async def _give(
+        self, served: ServedModel, call: Call, headers: Headers, exchange: Exchange, reply: Reply
+    ) -> None:
+        if served.lookup is not None:
+            found = await served.lookup.find(call, headers)
+            exchange.source = "model" if found is None else "lookup"
+            if found is not None:
+                await write_found(found, call, exchange, reply)
+                return
+        await self._forward(served, call, exchange, reply)
 
     async def _forward(self, served: ServedModel, call: Call, exchange: Exchange, reply: Reply) -> None:
         limit_s = self._gateway.limits.request_limit_s

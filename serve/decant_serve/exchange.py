@@ -21,6 +21,8 @@ from decant_serve.timing_log import TimingRecord
 from decant_serve.tracing import Trace, Untraced
 from decant_serve.voices import PlainVoice, Voice
 
+SOURCE_HEADER = "x-decant-source"
+
 _CLIENT_GONE_STATUS = 499
 _REQUEST_ID = re.compile(rb"[A-Za-z0-9._:/-]{1,128}")
 
@@ -52,6 +54,7 @@ class Exchange:
     reserved_tokens: int = 0
     trace: Trace = field(default_factory=Untraced)
     asked: Mapping[str, Any] = field(default_factory=dict[str, Any])
+    source: str | None = None
     passage: Passage = field(default_factory=lambda: Passage(wants_usage=False))
 
     def reserve(self, tokens: int) -> None:
@@ -92,6 +95,7 @@ class Exchange:
             key=self.key.name if self.key else None,
             engine=self.passage.engine_numbers,
             shards=self._shards(),
+            source=self.source,
         )
 
     def timing(self) -> RequestTiming:
@@ -217,8 +221,10 @@ class Reply:
     async def _start(self, status: int, headers: Mapping[str, str]) -> None:
         self._exchange.status = status
         limits = self._exchange.key.limit.headers() if self._exchange.key else {}
+        source = {SOURCE_HEADER: self._exchange.source} if self._exchange.source else {}
         named = {
             **limits,
+            **source,
             **headers,
             "server-timing": self._exchange.breakdown().server_timing(),
         }

@@ -6,8 +6,10 @@ from typing import Any
 
 from decant_serve.access import Access
 from decant_serve.admission import Admission
+from decant_serve.batches import Batches
 from decant_serve.deadlines import Drain
 from decant_serve.engines.protocol import Engine
+from decant_serve.lookup import Lookup
 from decant_serve.metrics import Metrics
 from decant_serve.shards.collector import ShardCollector
 from decant_serve.supervisor import Supervisor
@@ -29,14 +31,16 @@ class ServedModel:
     supervisor: Supervisor
     admission: Admission
     shards: ShardCollector | None = None
+    lookup: Lookup | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """What one request may take: seconds in the engine, bytes of body."""
+    """What one request may take: seconds in the engine, bytes of body, bytes of an uploaded file."""
 
     request_limit_s: float
     body_limit_bytes: int
+    file_limit_bytes: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,3 +54,4 @@ class Gateway:
     metrics: Metrics
     limits: Limits
     tracing: Tracing = field(default_factory=Untraced)
+    batches: Batches | None = None

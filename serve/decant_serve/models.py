@@ -18,6 +18,7 @@ from decant_serve.admission import Admission
 from decant_serve.engines.protocol import Engine, EngineSettings, Pooling, build_engine
 from decant_serve.gateway import ServedModel
 from decant_serve.golden_check import check_golden
+from decant_serve.lookup import Lookup, Wanted, open_lookup, read_accepted
 from decant_serve.shards.collector import ShardCollector
 from decant_serve.supervisor import Supervisor
 from decant_serve.target import Target, find_target
@@ -71,6 +72,21 @@ class ModelConfig(Config):
     model_name: str | None = Field(
         default=None, description="model id to serve under; on the openai engine the remote one"
     )
+    lookup: str | Path | None = Field(
+        default=None, description="request store whose labels answer the same questions: a path or URL"
+    )
+    lookup_ttl_s: float | None = Field(
+        default=None, gt=0, description="labels older than this are not looked up"
+    )
+    lookup_prompt_version: str | None = Field(
+        default=None, description="only labels of this prompt version are looked up"
+    )
+    lookup_min_share: float = Field(
+        default=0.5, gt=0, le=1, description="least share of a question's samples that must agree"
+    )
+    lookup_accepted: OptionalInputPath = Field(
+        default=None, description="only labels that this file of labels or training rows holds are looked up"
+    )
 
     def check_source(self) -> None:
         """ValueError unless exactly one model is named, with an engine that fits."""
@@ -106,6 +122,7 @@ class Startup:
     engine: Engine
     supervisor: Supervisor
     shards: ShardCollector | None
+    lookup: Lookup | None
 
     async def check(self) -> GoldenReport:
         """Starts the engine and re-runs the golden prompts; EngineError when it dies."""
@@ -127,6 +144,7 @@ class Startup:
             supervisor=self.supervisor,
             admission=Admission(slots=self.config.parallel, queue_limit=self.config.queue_limit),
             shards=self.shards,
+            lookup=self.lookup,
         )
 
     def _page(self, report: GoldenReport) -> dict[str, Any]:
@@ -170,7 +188,8 @@ async def find_models(
         supervisor = Supervisor(engine, start_limit_s=start_limit_s, echo=_engine_log.info)
         source = engine.describe().shards
         shards = ShardCollector(source) if source else None
-        startups.append(Startup(config, target, threads, engine, supervisor, shards))
+        lookup = await asyncio.to_thread(_lookup, config)
+        startups.append(Startup(config, target, threads, engine, supervisor, shards, lookup))
     return startups
 
 
@@ -179,6 +198,18 @@ def _find_target(config: ModelConfig) -> Target:
         return find_target(config.model, name=config.model_name)
     assert config.model_name is not None
     return Target(config.model_name, "remote", None)
+
+
+def _lookup(config: ModelConfig) -> Lookup | None:
+    if config.lookup is None:
+        return None
+    wanted = Wanted(
+        ttl_s=config.lookup_ttl_s,
+        prompt_version=config.lookup_prompt_version,
+        min_share=config.lookup_min_share,
+        accepted=read_accepted(config.lookup_accepted) if config.lookup_accepted else None,
+    )
+    return open_lookup(config.lookup, wanted)
 
 
 def _engine_name(config: ModelConfig, target: Target) -> str:

@@ -63,7 +63,7 @@ def openapi_document() -> dict[str, Any]:
         "openapi": "3.1.0",
         "info": {"title": "Decant", "version": __version__},
         "security": [{}, {"key": []}],
-        "paths": {**_completions(), **_pages()},
+        "paths": {**_completions(), **_batches(), **_pages()},
         "components": {"schemas": schemas, "securitySchemes": {"key": {"type": "http", "scheme": "bearer"}}},
     }
 
@@ -91,6 +91,26 @@ def _completion(schema: str, summary: str) -> dict[str, Any]:
         "requestBody": {"required": True, "content": {"application/json": {"schema": _reference(schema)}}},
         "responses": {"200": {"description": "The answer.", "content": content}, **faults},
     }
+
+
+def _batches() -> dict[str, Any]:
+    """The Files and Batches APIs: a server without `--batches` answers each with 404."""
+    described: dict[str, tuple[str, str | None]] = {
+        "post /v1/files": ("Takes a batch's input, as multipart/form-data.", None),
+        "get /v1/files": ("The key's files.", None),
+        "get /v1/files/{file_id}": ("One file's object.", "file_id"),
+        "delete /v1/files/{file_id}": ("Removes one file.", "file_id"),
+        "get /v1/files/{file_id}/content": ("One file's bytes.", "file_id"),
+        "post /v1/batches": ("Starts a batch.", None),
+        "get /v1/batches": ("The key's batches.", None),
+        "get /v1/batches/{batch_id}": ("One batch as it stands.", "batch_id"),
+        "post /v1/batches/{batch_id}/cancel": ("Asks no more of a batch's requests.", "batch_id"),
+    }
+    paths: dict[str, Any] = {}
+    for place, (summary, variable) in described.items():
+        method, path = place.split(" ")
+        paths.setdefault(path, {})[method] = _page(summary, (400, 401, 404, 413), variable)
+    return paths
 
 
 def _pages() -> dict[str, Any]:

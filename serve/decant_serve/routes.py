@@ -11,6 +11,7 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 from starlette.types import ASGIApp
 
+from decant_serve.batch_pages import batch_routes
 from decant_serve.calls import EMBEDDINGS_PATH, PATHS
 from decant_serve.completions import Completions
 from decant_serve.front import Front
@@ -28,6 +29,11 @@ _log = logging.getLogger(__name__)
 
 def gateway_app(gateway: Gateway) -> ASGIApp:
     """The ASGI application."""
+    return Front(routed_app(gateway), access=gateway.access)
+
+
+def routed_app(gateway: Gateway) -> ASGIApp:
+    """The same behind the front: whoever calls it has set `request_id` and `key` in `scope["state"]`."""
     pages = Pages(gateway)
     routes = [
         Route("/health", pages.health),
@@ -43,9 +49,10 @@ def gateway_app(gateway: Gateway) -> ASGIApp:
         Route(EMBEDDINGS_PATH, Completions(gateway, "embeddings"), methods=["POST"]),
         Route(RESPONSES_PATH, Completions(gateway, "responses"), methods=["POST"]),
         *page_routes(),
+        *batch_routes(gateway.batches, file_limit_bytes=gateway.limits.file_limit_bytes),
     ]
-    handlers = {HTTPException: _http_error, Exception: _server_error}
-    return Front(Starlette(routes=routes, exception_handlers=handlers), access=gateway.access)
+    handlers = {HTTPException: _http_error, ApiFault: _refused, Exception: _server_error}
+    return Starlette(routes=routes, exception_handlers=handlers)
 
 
 class Pages:
@@ -134,7 +141,7 @@ class Pages:
             "counter",
             [({}, self._gateway.access.refused)],
         )
-        return [*readings, _busy(served), lost, refused]
+        return [*readings, _busy(served), lost, refused, _lookups(served)]
 
 
 def _busy(served: Sequence[ServedModel]) -> Reading:
@@ -145,6 +152,16 @@ def _busy(served: Sequence[ServedModel]) -> Reading:
         "counter",
         [({"model": model.name, "engine": model.engine_name}, shards.busy_s) for model, shards in timed],
     )
+
+
+def _lookups(served: Sequence[ServedModel]) -> Reading:
+    counted = [
+        ({"model": model.name, "result": result}, number)
+        for model in served
+        if model.lookup is not None
+        for result, number in model.lookup.counts.items()
+    ]
+    return Reading("decant_lookups_total", "Requests that were looked up first.", "counter", counted)
 
 
 def _engine_state(model: ServedModel) -> dict[str, object]:
@@ -162,6 +179,11 @@ async def _http_error(_: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
     code = {404: "not_found", 405: "method_not_allowed"}.get(error.status_code)
     return ApiFault(error.status_code, error.detail, code=code, headers=error.headers).response()
+
+
+async def _refused(_: Request, error: Exception) -> Response:
+    assert isinstance(error, ApiFault)
+    return error.response()
 
 
 async def _server_error(_: Request, error: Exception) -> Response:

@@ -10,7 +10,7 @@ import socket
 import sys
 import tempfile
 from collections.abc import Generator, Sequence
-from contextlib import AsyncExitStack, contextmanager
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, contextmanager, nullcontext
 from functools import partial
 from pathlib import Path
 from types import FrameType
@@ -21,12 +21,13 @@ from pydantic import Field, model_validator
 from decant.errors import ConfigError, EndpointError
 from decant.files import write_json
 from decant_serve.access import Access, load_access
+from decant_serve.batches import Batches
 from decant_serve.deadlines import Drain
 from decant_serve.gateway import Gateway, Limits, ServedModel
 from decant_serve.http_server import HttpServer
 from decant_serve.metrics import Metrics
 from decant_serve.models import ModelConfig, ModelTable, Startup, find_models
-from decant_serve.routes import gateway_app
+from decant_serve.routes import gateway_app, routed_app
 from decant_serve.timing_log import TimingLog
 from decant_serve.tracing import Tracing, open_tracing
 
@@ -49,6 +50,10 @@ class ServeConfig(ModelConfig):
     )
     insecure: bool = Field(default=False, description="listen on a public address without API keys")
     body_limit_bytes: int = Field(default=16 * 2**20, ge=1, description="largest request body")
+    batches: Path | None = Field(
+        default=None, description="folder that keeps the files and batches of their APIs; none if not set"
+    )
+    file_limit_bytes: int = Field(default=200 * 2**20, ge=1, description="largest uploaded file")
     request_limit_s: float = Field(
         default=600.0, gt=0, description="longest time that one request may take in the engine"
     )
@@ -113,7 +118,9 @@ async def _run(config: ServeConfig, folder: Path, stop: "_Stop") -> None:
     async with AsyncExitStack() as engines:
         served = [await _start(startup, engines, check_only=config.check_only) for startup in startups]
         if listener is not None:
-            await _serve(config, _gateway(config, served, access, tracing), listener)
+            gateway = _gateway(config, served, access, tracing)
+            async with _batches(gateway):
+                await _serve(config, gateway, listener)
             stop.ignore()
 
 
@@ -143,6 +150,9 @@ async def _serve(config: ServeConfig, gateway: Gateway, listener: socket.socket)
         finally:
             gateway.timings.close()
             await gateway.tracing.stop()
+            for model in gateway.models.values():
+                if model.lookup is not None:
+                    model.lookup.close()
             if config.ready_file:
                 config.ready_file.unlink(missing_ok=True)
 
@@ -170,9 +180,23 @@ def _gateway(config: ServeConfig, served: Sequence[ServedModel], access: Access,
         drain=Drain(limit_s=config.ready_gap_s + config.drain_limit_s),
         timings=TimingLog(config.timing_log),
         metrics=metrics,
-        limits=Limits(config.request_limit_s, config.body_limit_bytes),
+        limits=Limits(config.request_limit_s, config.body_limit_bytes, config.file_limit_bytes),
         tracing=tracing,
+        batches=_kept_batches(config),
     )
+
+
+def _kept_batches(config: ServeConfig) -> Batches | None:
+    if config.batches is None:
+        return None
+    return Batches(config.batches, concurrency=sum(table.parallel for table in config.tables()))
+
+
+def _batches(gateway: Gateway) -> AbstractAsyncContextManager[None]:
+    """Runs the batches that are left and those to come."""
+    if gateway.batches is None:
+        return nullcontext()
+    return gateway.batches.running(routed_app(gateway), list(gateway.models))
 
 
 def _require_loopback(host: str) -> None:

@@ -25,8 +25,8 @@ class TimingRecord:
     """A request's timing with what labels it; `engine` holds the engine's own numbers, where it gives any.
 
     `model` and `engine_name` are None for a request that never named a served model; `key` is the name of the
-    API key that it came with. `accepted_at` is wall time and only labels. `shards` is there for an engine
-    whose ranks are timed.
+    API key that it came with. `source` is "lookup" or "model" where answers are looked up first, else None.
+    `accepted_at` is wall time and only labels. `shards` is there for an engine whose ranks are timed.
     """
 
     timing: RequestTiming
@@ -39,6 +39,7 @@ class TimingRecord:
     key: str | None
     engine: Mapping[str, Any] | None
     shards: ShardTiming | None = None
+    source: str | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """The record as JSON."""
@@ -49,6 +50,7 @@ class TimingRecord:
             "route": self.route,
             "streamed": self.streamed,
             "key": self.key,
+            "source": self.source,
             "accepted_at": self.accepted_at.isoformat(timespec="milliseconds"),
             "breakdown": self.breakdown.to_dict(),
             "engine": dict(self.engine) if self.engine else None,

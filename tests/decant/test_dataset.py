@@ -1,12 +1,12 @@
 """A bad line is kept with its number and reason; the rest goes on."""
 
-import importlib.util
+import sys
 from pathlib import Path
 
 import pytest
 
 from decant.dataset import BadRow, Row, read_good_rows, read_rows
-from decant.errors import DataError
+from decant.errors import DataError, MissingExtraError
 
 
 def test_bad_lines_are_numbered_and_the_rest_is_read(tmp_path: Path) -> None:
@@ -60,14 +60,27 @@ def test_a_header_with_a_repeated_name_is_an_error(tmp_path: Path) -> None:
         list(read_rows(tmp_path / "a.csv"))
 
 
-@pytest.mark.skipif(importlib.util.find_spec("pyarrow") is not None, reason="pyarrow is installed")
-def test_parquet_without_pyarrow_says_what_to_install(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="pip install pyarrow"):
+def test_parquet_without_pyarrow_names_the_extra(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "pyarrow.parquet", None)
+    with pytest.raises(MissingExtraError, match=r"pip install 'decant\[parquet\]'"):
         list(read_rows(tmp_path / "a.parquet"))
 
 
 def test_parquet_is_read_where_pyarrow_is(tmp_path: Path) -> None:
     pyarrow = pytest.importorskip("pyarrow")
     parquet = pytest.importorskip("pyarrow.parquet")
+    nested = {"text": [f"t{n}" for n in range(2500)], "n": [*range(2499), None], "tags": [["a", "b"]] * 2500}
+    parquet.write_table(pyarrow.table(nested), tmp_path / "many.parquet")
+    rows = list(read_rows(tmp_path / "many.parquet", required=["text"]))
+    assert (len(rows), rows[1500]) == (2500, Row(1501, {"text": "t1500", "n": 1500, "tags": ["a", "b"]}))
+    assert rows[-1] == Row(2500, {"text": "t2499", "n": None, "tags": ["a", "b"]})
+    assert isinstance(next(iter(read_rows(tmp_path / "many.parquet", required=["gold"]))), BadRow)
     parquet.write_table(pyarrow.table({"text": ["a", "b"]}), tmp_path / "a.parquet")
     assert list(read_rows(tmp_path / "a.parquet")) == [Row(1, {"text": "a"}), Row(2, {"text": "b"})]
+
+
+def test_what_is_no_parquet_file_is_named(tmp_path: Path) -> None:
+    pytest.importorskip("pyarrow")
+    (tmp_path / "a.parquet").write_bytes(b"PAR1 and no more")
+    with pytest.raises(DataError, match=r"a\.parquet: not a Parquet file"):
+        list(read_rows(tmp_path / "a.parquet"))

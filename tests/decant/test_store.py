@@ -1,6 +1,7 @@
+"""What a request store promises, over both databases that it may lie in."""
+
 import os
 import signal
-import sqlite3
 import subprocess
 import sys
 import textwrap
@@ -10,8 +11,10 @@ from pathlib import Path
 
 import pytest
 
+from decant.ask import ask_key
 from decant.errors import StoreError
 from decant.store import Answer, Label, NewLabel, RequestStore, process_owner
+from tests.postgres_server import PostgresServer
 
 
 class Clock:
@@ -30,9 +33,13 @@ def keys(labels: list[Label]) -> list[str]:
     return [label.key for label in labels]
 
 
-@pytest.fixture
-def path(tmp_path: Path) -> Path:
-    return tmp_path / "new folder" / "store.sqlite"
+@pytest.fixture(params=["sqlite", "postgresql"])
+def place(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """An empty place for a store: a path in a folder that is not there yet, or a database's URL."""
+    if request.param == "sqlite":
+        return str(tmp_path / "new folder" / "store.sqlite")
+    server: PostgresServer = request.getfixturevalue("postgres")
+    return server.new_database()
 
 
 @pytest.fixture
@@ -41,13 +48,13 @@ def clock() -> Clock:
 
 
 @pytest.fixture
-def store(path: Path, clock: Clock) -> Iterator[RequestStore]:
-    with RequestStore.open(path, clock=clock) as opened:
+def store(place: str, clock: Clock) -> Iterator[RequestStore]:
+    with RequestStore.open(place, clock=clock) as opened:
         yield opened
 
 
 @pytest.fixture
-def start(path: Path) -> Iterator[Callable[..., subprocess.Popen[str]]]:
+def start(place: str) -> Iterator[Callable[..., subprocess.Popen[str]]]:
     """Starts a Python child that has `store` and `Answer`, and whose output can be read line by line."""
     opened = "from decant.store import *; import sys, time; store = RequestStore.open(sys.argv[1])\n"
     children: list[subprocess.Popen[str]] = []
@@ -55,7 +62,7 @@ def start(path: Path) -> Iterator[Callable[..., subprocess.Popen[str]]]:
     def begin(code: str) -> subprocess.Popen[str]:
         children.append(
             subprocess.Popen(
-                [sys.executable, "-u", "-c", opened + textwrap.dedent(code), str(path)],
+                [sys.executable, "-u", "-c", opened + textwrap.dedent(code), place],
                 env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
                 stdout=subprocess.PIPE,
                 text=True,
@@ -262,88 +269,73 @@ def test_two_processes_share_the_work_without_overlap(
     assert sorted(taken[0] + taken[1], key=int) == [str(i) for i in range(200)]
 
 
-def test_processes_may_create_a_store_together(
-    path: Path, start: Callable[..., subprocess.Popen[str]]
-) -> None:
-    path.parent.mkdir()
+def test_processes_may_create_a_store_together(start: Callable[..., subprocess.Popen[str]]) -> None:
     children = [start("print(store.add([]))") for _ in range(4)]
     assert [child.communicate()[0] for child in children] == ["0\n"] * 4
 
 
-def test_a_file_that_is_no_database_is_named(tmp_path: Path) -> None:
-    wrong = tmp_path / "labels.jsonl"
-    wrong.write_text('{"id": 1}\n' * 100)
-    with pytest.raises(StoreError, match=r"labels\.jsonl: file is not a database; give another path"):
-        RequestStore.open(wrong)
-    assert wrong.read_text() == '{"id": 1}\n' * 100
-
-
-def test_somebody_elses_database_is_left_alone(tmp_path: Path) -> None:
-    other = tmp_path / "other.sqlite"
-    with sqlite3.connect(other) as connection:
-        connection.execute("CREATE TABLE labels (name)")
-    connection.close()
-    with pytest.raises(StoreError, match="no request store"):
-        RequestStore.open(other)
-
-
-def test_a_store_of_another_version_is_refused(store: RequestStore, path: Path) -> None:
-    store.close()
-    with sqlite3.connect(path) as connection:
-        connection.execute("PRAGMA user_version = 99")
-    connection.close()
-    with pytest.raises(StoreError, match="version 99"):
-        RequestStore.open(path)
-
-
-def test_a_store_that_stays_locked_says_so(store: RequestStore, path: Path) -> None:
-    other = sqlite3.connect(path, isolation_level=None)
-    with RequestStore.open(path, busy_timeout_s=0.1) as waiting:
-        other.execute("BEGIN IMMEDIATE")
-        with pytest.raises(StoreError, match="locked; another process is writing"):
-            waiting.add([new("a")])
-        other.execute("ROLLBACK")
-        assert waiting.add([new("a")]) == 1
-    other.close()
-
-
-def test_a_full_disk_loses_nothing_that_was_answered(
-    store: RequestStore, start: Callable[..., subprocess.Popen[str]]
+def test_answers_that_come_together_are_committed_together_and_each_is_told_of_its_own(
+    store: RequestStore,
 ) -> None:
-    child = start("""
-        import resource, signal
-        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-        resource.setrlimit(resource.RLIMIT_FSIZE, (400_000, 400_000))
-        from decant.errors import StoreError
+    store.add(new(str(number)) for number in range(50))
+    told: dict[str, str] = {}
+
+    def settle(key: str) -> None:
         try:
-            for i in range(1000):
-                store.add([NewLabel(key=str(i), row_id="", sample=0, request={})])
-                store.finish(str(i), Answer(response="x" * 5000))
-                done = i
+            store.finish(key, Answer(response=key))
         except StoreError as error:
-            print(done, error)
-    """)
-    done, words = child.communicate()[0].split(" ", 1)
-    assert "store.sqlite: " in words
-    assert words.count("\n") == 1
-    assert set(store.get_many(str(i) for i in range(int(done) + 1))) == {str(i) for i in range(int(done) + 1)}
+            told[key] = str(error)
+
+    threads = [threading.Thread(target=settle, args=(str(number),)) for number in range(52)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert store.counts()["done"] == 50
+    assert sorted(told) == ["50", "51"]
+    assert "no request 50" in told["50"]
 
 
-def test_a_folder_that_cannot_be_written_is_named(tmp_path: Path) -> None:
-    (tmp_path / "file").write_text("")
-    with pytest.raises(StoreError, match="give a path in a folder"):
-        RequestStore.open(tmp_path / "file" / "store.sqlite")
-    with pytest.raises(StoreError, match="unable to open"):
-        RequestStore.open(tmp_path)
+def test_many_answers_are_recorded_at_once(store: RequestStore) -> None:
+    store.add(new(str(number)) for number in range(2000))
+    store.finish_many((str(number), Answer(response=f"r{number}")) for number in range(2000))
+    assert store.get_many(["1234"])["1234"].response == "r1234"
+    with pytest.raises(StoreError, match="no request x"):
+        store.finish_many([("x", Answer(response=""))])
 
 
-@pytest.mark.parametrize("url", ["postgresql://host/labels", "://"])
-def test_other_databases_are_refused(url: str) -> None:
-    with pytest.raises(StoreError, match="sqlite:///path"):
-        RequestStore.open(url)
+def test_a_lease_that_is_renewed_does_not_run_out(store: RequestStore, clock: Clock) -> None:
+    store.add([new("a"), new("b")])
+    store.lease(1, "me", 60)
+    store.lease(1, "you", 60)
+    clock.now_s += 50
+    assert store.renew("me", 60) == 1
+    clock.now_s += 20
+    assert keys(store.lease(9, "third", 60)) == ["b"]
 
 
-def test_a_url_names_a_store_as_a_path_does(store: RequestStore, path: Path) -> None:
+def test_answers_to_the_same_question_are_found_however_they_were_drawn(
+    store: RequestStore, clock: Clock
+) -> None:
+    messages = [{"role": "user", "content": "why?"}]
+    for sample in (1, 0):
+        drawn = {"model": "big", "messages": messages, "temperature": 0.7, "seed": sample, "max_tokens": 9}
+        store.add([NewLabel(key=f"{sample}", row_id="", sample=sample, request=drawn)])
+    store.add([new("other")])
+    store.finish("1", Answer(response="one"))
+    clock.now_s += 100
+    store.finish("0", Answer(response="zero"))
+    asked = ask_key({"model": "small", "messages": messages, "stream": True, "temperature": 0})
+    assert [label.response for label in store.answers_to(asked)] == ["zero", "one"]
+    assert [label.response for label in store.answers_to(asked, max_age_s=99)] == ["zero"]
+    assert store.answers_to(ask_key({"messages": [{"role": "user", "content": "Why?"}]})) == []
+
+
+def test_characters_that_no_database_holds_are_replaced(store: RequestStore) -> None:
     store.add([new("a")])
-    with RequestStore.open(f"sqlite:///{path}") as same:
-        assert same.counts()["pending"] == 1
+    store.finish("a", Answer(response="nul \0, half \ud83d, é"))
+    assert store.get_many(["a"])["a"].response == "nul \ufffd, half \ufffd, é"
+
+
+def test_nothing_to_add_is_nothing_added(store: RequestStore) -> None:
+    assert (store.add([]), store.reopen([]), store.get_many([])) == (0, 0, {})

@@ -1,7 +1,7 @@
 """What a job may ask for beside plain answers: other forms, more samples, checks, templates, redaction."""
 
-import importlib.util
 import json
+import sys
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from starlette.responses import Response
 
-from decant.errors import ConfigError, DataError, StageError
+from decant.errors import ConfigError, DataError, MissingExtraError, StageError
 from decant_distill.label import run
 from decant_distill.label_votes import further_samples, majority_probability
 from tests.distill.loopback_teacher import (
@@ -194,8 +194,26 @@ def test_all_that_the_store_holds_can_be_exported(teacher: Teacher, tmp_path: Pa
     ]
 
 
-@pytest.mark.skipif(importlib.util.find_spec("pyarrow") is not None, reason="pyarrow is installed")
-def test_an_export_to_parquet_without_pyarrow_says_what_to_install(teacher: Teacher, tmp_path: Path) -> None:
+def test_an_export_to_parquet_without_pyarrow_names_the_extra(
+    teacher: Teacher, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "pyarrow.parquet", None)
     config = config_for(teacher, tmp_path, prompts("a"), export=tmp_path / "all.parquet")
-    with pytest.raises(DataError, match="pip install pyarrow"):
+    with pytest.raises(MissingExtraError, match=r"pip install 'decant\[parquet\]'"):
         run(config)
+
+
+def test_a_parquet_file_is_labeled_and_the_store_exported_to_another(
+    teacher: Teacher, tmp_path: Path
+) -> None:
+    pyarrow = pytest.importorskip("pyarrow")
+    parquet = pytest.importorskip("pyarrow.parquet")
+    config = config_for(teacher, tmp_path, prompts("unused"), export=tmp_path / "all.parquet")
+    parquet.write_table(pyarrow.table({"id": [1, 2], "prompt": ["a", "é"]}), tmp_path / "data.parquet")
+    run(config.with_changes(data=tmp_path / "data.parquet"))
+    rows = parquet.read_table(tmp_path / "all.parquet").to_pylist()
+    assert [(row["row_id"], row["answer"], row["status"], row["attempts"]) for row in rows] == [
+        ("1", "A", "done", 1),
+        ("2", "É", "done", 1),
+    ]
+    assert json.loads(rows[0]["request"])["messages"] == [{"role": "user", "content": "a"}]

@@ -1,0 +1,259 @@
+"""A labeling job against the scripted engine: throughput against the ideal, peak memory, random kills.
+
+`python benchmarks/label_bench.py throughput`, `memory` and `kills` each print a Markdown table. The teacher
+is a `decant serve` of a script, so what a request takes is exact and whatever is lost is the job's own.
+"""
+
+import argparse
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Generator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from decant.store import RequestStore
+from decant.task import TaskConfig
+from decant_distill.label_plan import asks_in, plan
+from decant_distill.label_requests import Job, Sampling, Teacher
+
+_START_LIMIT_S = 60.0
+_ASKED_OF_A_FULL_STORE = 10_000
+
+
+@dataclass(frozen=True, slots=True)
+class Scripted:
+    """A running endpoint and the log of what it was asked."""
+
+    base_url: str
+    log: Path
+
+    def asked(self) -> int:
+        """How many requests came to it, answered or not."""
+        return len(self.log.read_text(encoding="utf-8").splitlines()) if self.log.exists() else 0
+
+
+@contextmanager
+def scripted(folder: Path, *, latency_s: float, parallel: int) -> Generator[Scripted]:
+    """An endpoint that answers every request after exactly `latency_s`, `parallel` at once."""
+    folder.mkdir(parents=True, exist_ok=True)
+    script, ready, log = folder / "script.json", folder / "ready.json", folder / "timing.jsonl"
+    for old in (ready, log):
+        old.unlink(missing_ok=True)
+    answer = {"chunks": ["Answer: yes"], "ttft_s": latency_s, "prompt_tokens": 20}
+    script.write_text(json.dumps({"answers": [answer]}), encoding="utf-8")
+    command = [
+        sys.executable,
+        "-m",
+        "decant",
+        "serve",
+        str(script),
+        "--port",
+        "0",
+        "--ready-file",
+        str(ready),
+    ]
+    command += ["--parallel", str(parallel), "--queue-limit", str(4 * parallel), "--timing-log", str(log)]
+    with (folder / "serve.log").open("wb") as output:
+        process = subprocess.Popen(command, stdout=output, stderr=output)
+    try:
+        give_up_at = time.monotonic() + _START_LIMIT_S
+        while not ready.exists():
+            if process.poll() is not None or time.monotonic() > give_up_at:
+                raise SystemExit(f"the endpoint did not start; see {folder / 'serve.log'}")
+            time.sleep(0.02)
+        yield Scripted(json.loads(ready.read_text(encoding="utf-8"))["base_url"], log)
+    finally:
+        process.terminate()
+        process.wait()
+
+
+def write_rows(path: Path, count: int) -> Path:
+    """A dataset of that many different prompts."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w", encoding="utf-8") as file:
+        for number in range(count):
+            prompt = f"Is the number {number} followed by another one? Think of what comes after it."
+            file.write(json.dumps({"id": f"r{number}", "prompt": prompt}) + "\n")
+    return path
+
+
+def label_command(
+    endpoint: Scripted, data: Path, output: Path, *, concurrency: int, store: str | None = None
+) -> list[str]:
+    """`decant label` of a dataset through the endpoint."""
+    command = [sys.executable, "-m", "decant", "label", str(data), "--output", str(output)]
+    command += ["--concurrency", str(concurrency), "--set", f'endpoint.base_url="{endpoint.base_url}"']
+    command += ["--set", 'endpoint.model="script"', *(["--store", store] if store else [])]
+    return command
+
+
+def run_measured(command: Sequence[str]) -> tuple[float, float]:
+    """Runs a command to its end: its seconds and its peak resident memory in MB."""
+    started_s = time.perf_counter()
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    _, status, usage = os.wait4(process.pid, 0)
+    process.returncode = os.waitstatus_to_exitcode(status)
+    if process.returncode:
+        raise SystemExit(f"{' '.join(command)}: exit code {process.returncode}")
+    return time.perf_counter() - started_s, usage.ru_maxrss * 1024 / 1e6
+
+
+def throughput(given: argparse.Namespace) -> None:
+    """Rows per second against concurrency / latency."""
+    ideal = given.concurrency / given.latency_s
+    print("| rows | concurrency | latency, s | ideal, rows/s | rows/s | of the ideal | whole command, s |")
+    print("|---|---|---|---|---|---|---|")
+    for number in range(given.repeats):
+        folder = fresh(given.workdir / f"throughput-{number}")
+        data, output = write_rows(folder / "data.jsonl", given.rows), folder / "labels.jsonl"
+        with scripted(folder, latency_s=given.latency_s, parallel=given.concurrency) as endpoint:
+            command = label_command(endpoint, data, output, concurrency=given.concurrency)
+            wall_s, _ = run_measured(command)
+        asking_s = read(output.with_suffix(".summary.json"))["run_s"]
+        rate = given.rows / asking_s
+        print(
+            f"| {given.rows:,} | {given.concurrency} | {given.latency_s} | {ideal:.1f} | {rate:.1f} "
+            f"| {rate / ideal:.1%} | {wall_s:.1f} |"
+        )
+
+
+def memory(given: argparse.Namespace) -> None:
+    """Peak memory of jobs of several sizes; all but the last rows were answered before."""
+    print("| rows | asked in this run | peak memory, MB | whole command, s |")
+    print("|---|---|---|---|")
+    for rows in given.sizes:
+        folder = fresh(given.workdir / f"memory-{rows}")
+        data, output = write_rows(folder / "data.jsonl", rows), folder / "labels.jsonl"
+        answered = max(0, rows - _ASKED_OF_A_FULL_STORE)
+        answer_before(data, output.with_suffix(".store.sqlite"), answered)
+        with scripted(folder, latency_s=0.0, parallel=32) as endpoint:
+            wall_s, peak_mb = run_measured(label_command(endpoint, data, output, concurrency=32))
+        print(f"| {rows:,} | {rows - answered:,} | {peak_mb:.0f} | {wall_s:.1f} |")
+
+
+def answer_before(data: Path, store_path: Path, count: int) -> None:
+    """Answers the first rows of a job in its store, as an earlier run of it would have."""
+    job = Job(
+        data=data,
+        task=TaskConfig(),
+        teacher=Teacher(model="script", revision=None),
+        sampling=Sampling(samples=1, temperature=0.0, top_p=None, seed=0),
+        limit=count,
+    )
+    with RequestStore.open(store_path) as store:
+        for chunk in plan(job, store.get_many):
+            asks = asks_in(chunk)
+            store.add(ask.to_store(job.teacher, job.prompt_version) for ask in asks)
+            answer = job.answer("Answer: yes", None, finish_reason="stop", usage=None, cost_usd=None)
+            store.finish_many((ask.key, answer) for ask in asks)
+
+
+def kills(given: argparse.Namespace) -> None:
+    """SIGKILL at random moments, on PostgreSQL beside a second worker: what is lost, doubled, paid again."""
+    folder = fresh(given.workdir / "kills")
+    data = write_rows(folder / "data.jsonl", given.rows)
+    place = given.store or str(folder / "labels.store.sqlite")
+    workers = 2 if "://" in place else 1
+    outputs = [folder / f"labels-{number}.jsonl" for number in range(workers)]
+    with scripted(folder, latency_s=given.latency_s, parallel=2 * given.concurrency) as endpoint:
+        commands = [
+            label_command(endpoint, data, output, concurrency=given.concurrency, store=place)
+            for output in outputs
+        ]
+        kept, codes = kill_and_rerun(commands, endpoint, place, given)
+        paid_again = endpoint.asked() - given.rows
+    written = [read_lines(output) for output in outputs]
+    ids = [line["id"] for line in written[0]]
+    wanted = [f"r{number}" for number in range(given.rows)]
+    print("| store | kills | answers in store at the kills | rows in | rows out | lost | doubled "
+          "| paid again | in flight at the kills, at most |")  # fmt: skip
+    print("|---|---|---|---|---|---|---|---|---|")
+    store = "PostgreSQL, 2 workers" if workers == 2 else "SQLite"
+    print(
+        f"| {store} | {given.kills} | {kept[0]:,} to {kept[-1]:,} | {given.rows:,} | {len(ids):,} "
+        f"| {len(set(wanted) - set(ids))} | {len(ids) - len(set(ids))} | {paid_again} "
+        f"| {given.kills * given.concurrency} |"
+    )
+    same = all([line["id"] for line in lines] == wanted for lines in written)
+    failed = sum(line["status"] != "done" for lines in written for line in lines)
+    if not same or failed or any(codes) or kept != sorted(kept):
+        raise SystemExit(f"not whole: exit codes {codes}, {failed} rows without a label, {kept} kept")
+
+
+def kill_and_rerun(
+    commands: list[list[str]], endpoint: Scripted, place: str, given: argparse.Namespace
+) -> tuple[list[int], list[int]]:
+    """Kills one worker after the other; the answers stored at each kill, and the exit codes in the end."""
+    generator, kept = random.Random(given.seed), list[int]()
+    running = [begin(command) for command in commands]
+    for number in range(given.kills):
+        asked, killed = endpoint.asked(), number % len(commands)
+        while endpoint.asked() == asked and running[killed].poll() is None:
+            time.sleep(0.01)
+        time.sleep(generator.uniform(0.0, given.spread_s))
+        running[killed].send_signal(signal.SIGKILL)
+        running[killed].wait()
+        kept.append(done_in(place))
+        running[killed] = begin(commands[killed])
+    return kept, [process.wait() for process in running]
+
+
+def begin(command: Sequence[str]) -> subprocess.Popen[bytes]:
+    """Starts a command that says nothing."""
+    return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+
+
+def done_in(place: str) -> int:
+    """How many answers a store holds."""
+    with RequestStore.open(place) as store:
+        return store.counts()["done"]
+
+
+def fresh(folder: Path) -> Path:
+    """A folder without what an earlier run left of its job."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for old in folder.glob("labels*"):
+        if old.is_file():
+            old.unlink()
+    return folder
+
+
+def read(path: Path) -> dict[str, Any]:
+    """A JSON object."""
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def read_lines(path: Path) -> list[dict[str, Any]]:
+    """The objects of a JSONL file."""
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Runs one of the measurements."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("what", choices=("throughput", "memory", "kills"))
+    parser.add_argument("--workdir", type=Path, default=Path("runs/label-bench"))
+    parser.add_argument("--rows", type=int, default=20_000)
+    parser.add_argument("--concurrency", type=int, default=64)
+    parser.add_argument("--latency-s", type=float, default=0.5)
+    parser.add_argument("--repeats", type=int, default=1)
+    parser.add_argument("--sizes", type=int, nargs="+", default=[10_000, 1_000_000])
+    parser.add_argument("--kills", type=int, default=50)
+    parser.add_argument(
+        "--spread-s", type=float, default=0.5, help="kills come up to so long after an answer"
+    )
+    parser.add_argument("--store", help="for kills: an empty PostgreSQL database, shared by two workers")
+    parser.add_argument("--seed", type=int, default=0)
+    given = parser.parse_args(arguments)
+    {"throughput": throughput, "memory": memory, "kills": kills}[given.what](given)
+
+
+if __name__ == "__main__":
+    main()

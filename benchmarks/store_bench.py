@@ -1,0 +1,177 @@
+"""How fast a request store takes labels, and how fast the gateway answers from one.
+
+`python benchmarks/store_bench.py` prints two Markdown tables: label writes per second, and the latency of
+chats that are looked up beside the same chats asked of a scripted engine that answers at once.
+"""
+
+import argparse
+import json
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import httpx
+
+from decant.store import Answer, NewLabel, RequestStore
+from decant.timing import percentile
+from decant.wire import request_key
+
+_ROWS_PER_CALL = 500
+_THREADS = 8
+_START_LIMIT_S = 60.0
+_ANSWER = Answer(
+    response="It is even because it ends in 4.\nAnswer: even", reasoning="It is even because it ends in 4.",
+    answer="even", finish_reason="stop", prompt_tokens=20, completion_tokens=14, cost_usd=1e-5, latency_s=0.2,
+)  # fmt: skip
+
+
+def request(number: int) -> dict[str, object]:
+    """The number's request."""
+    content = f"Is {number} even or odd? Explain in one sentence, then write `Answer:` and the word."
+    return {"messages": [{"role": "user", "content": content}], "max_tokens": 64, "seed": number}
+
+
+def new_label(number: int) -> NewLabel:
+    """The number's row."""
+    asked = request(number)
+    key = request_key(model="big", revision=None, request=asked)
+    return NewLabel(key=key, row_id=f"r{number}", sample=0, request=asked, teacher="big")
+
+
+def writes(place: str, rows: int, repeats: int) -> None:
+    """Rows per second of each way to write, in a store that grows."""
+    ways: dict[str, Callable[[RequestStore, list[str]], None]] = {
+        "one call per label, one thread": one_by_one,
+        f"one call per label, {_THREADS} threads": by_threads,
+        f"{_ROWS_PER_CALL} labels per call": many,
+    }
+    print("| writes | labels | labels per second, lowest to highest |")
+    print("|---|---|---|")
+    with RequestStore.open(place) as store:
+        first = sum(store.counts().values())
+        adding: list[float] = []
+        rates: dict[str, list[float]] = {name: [] for name in ways}
+        for _ in range(repeats):
+            for name, write in ways.items():
+                labels = [new_label(number) for number in range(first, first + rows)]
+                first += rows
+                adding.append(rows / timed(add, store, labels))
+                rates[name].append(rows / timed(write, store, [label.key for label in labels]))
+    for name, found in {f"requests added, {_ROWS_PER_CALL} per call": adding, **rates}.items():
+        print(f"| {name} | {rows:,} x {len(found)} | {min(found):,.0f} to {max(found):,.0f} |")
+
+
+def add(store: RequestStore, labels: list[NewLabel]) -> None:
+    """Registers requests, some hundred in each transaction."""
+    for start in range(0, len(labels), _ROWS_PER_CALL):
+        store.add(labels[start : start + _ROWS_PER_CALL])
+
+
+def one_by_one(store: RequestStore, keys: list[str]) -> None:
+    """Each label committed before the next one."""
+    for key in keys:
+        store.finish(key, _ANSWER)
+
+
+def by_threads(store: RequestStore, keys: list[str]) -> None:
+    """The same from several threads, whose commits are grouped."""
+    threads = [
+        threading.Thread(target=one_by_one, args=(store, keys[place::_THREADS])) for place in range(_THREADS)
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+
+
+def many(store: RequestStore, keys: list[str]) -> None:
+    """Some hundred labels in each transaction."""
+    for start in range(0, len(keys), _ROWS_PER_CALL):
+        store.finish_many((key, _ANSWER) for key in keys[start : start + _ROWS_PER_CALL])
+
+
+def timed(work: Callable[..., object], *arguments: object) -> float:
+    """The seconds that a call takes."""
+    started_s = time.perf_counter()
+    work(*arguments)
+    return time.perf_counter() - started_s
+
+
+def lookups(place: str, folder: Path, count: int) -> None:
+    """Latency of whole chats, one after another: looked up, and asked of an engine that answers at once."""
+    folder.mkdir(parents=True, exist_ok=True)
+    script, ready = folder / "script.json", folder / "ready.json"
+    ready.unlink(missing_ok=True)
+    script.write_text(json.dumps({"answers": [{"chunks": ["Answer: even"]}]}), encoding="utf-8")
+    command = [
+        sys.executable,
+        "-m",
+        "decant",
+        "serve",
+        str(script),
+        "--port",
+        "0",
+        "--ready-file",
+        str(ready),
+    ]
+    with (folder / "serve.log").open("wb") as log:
+        process = subprocess.Popen([*command, "--lookup", place], stdout=log, stderr=log)
+    try:
+        give_up_at = time.monotonic() + _START_LIMIT_S
+        while not ready.exists():
+            if process.poll() is not None or time.monotonic() > give_up_at:
+                raise SystemExit(f"the gateway did not start; see {folder / 'serve.log'}")
+            time.sleep(0.02)
+        base_url = json.loads(ready.read_text(encoding="utf-8"))["base_url"]
+        print("| answered by | chats | p50, ms | p95, ms | p99, ms |")
+        print("|---|---|---|---|---|")
+        for source, first in (("lookup", 0), ("model", -count)):
+            latencies_ms = ask(base_url, source, range(first, first + count))
+            shown = " | ".join(f"{percentile(latencies_ms, p):.2f}" for p in (50, 95, 99))
+            print(f"| {source} | {count:,} | {shown} |")
+    finally:
+        process.terminate()
+        process.wait()
+
+
+def ask(base_url: str, source: str, numbers: Sequence[int]) -> list[float]:
+    """Milliseconds of each chat over one connection, after some that are not counted."""
+    latencies_ms: list[float] = []
+    with httpx.Client(base_url=base_url, trust_env=False) as client:
+        for place, number in enumerate([*numbers[:50], *numbers]):
+            body = {**request(number), "model": "script"}
+            started_s = time.perf_counter()
+            answer = client.post("/chat/completions", json=body)
+            if place >= len(numbers[:50]):
+                latencies_ms.append((time.perf_counter() - started_s) * 1000)
+            if answer.headers["x-decant-source"] != source:
+                raise SystemExit(
+                    f"{number}: answered by {answer.headers['x-decant-source']}, not by {source}"
+                )
+    return latencies_ms
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Runs both measurements on one store."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--workdir", type=Path, default=Path("runs/store-bench"))
+    parser.add_argument("--rows", type=int, default=20_000)
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--lookups", type=int, default=2_000)
+    parser.add_argument("--store", help="an empty PostgreSQL database instead of a SQLite file")
+    given = parser.parse_args(arguments)
+    given.workdir.mkdir(parents=True, exist_ok=True)
+    path = given.workdir / "store.sqlite"
+    for old in given.workdir.glob("store.sqlite*"):
+        old.unlink()
+    place: str = given.store or str(path)
+    writes(place, given.rows, given.repeats)
+    print()
+    lookups(place, given.workdir, given.lookups)
+
+
+if __name__ == "__main__":
+    main()
