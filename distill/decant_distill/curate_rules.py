@@ -6,8 +6,8 @@ from dataclasses import dataclass, field
 from statistics import median
 from typing import Literal
 
+from decant.answers import BAD_JSON, CUT, NO_ANSWER, SCHEMA
 from decant.task import normal_answer
-from decant_distill.label_answers import BAD_JSON, CUT, NO_ANSWER, SCHEMA
 from decant_distill.label_votes import majority_probability
 
 Keep = Literal["all", "majority", "verified"]

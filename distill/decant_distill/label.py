@@ -7,13 +7,13 @@ from typing import Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
+from decant.answers import AnswersConfig
 from decant.config import Config, InputPath, OptionalInputPath, OptionalOutputPath, OutputPath
 from decant.endpoint import EndpointConfig, open_endpoint
 from decant.errors import DataError, EndpointError
 from decant.files import write_json, write_jsonl
 from decant.store import RequestStore
 from decant.task import TaskConfig
-from decant_distill.label_answers import AnswersConfig
 from decant_distill.label_batch import take_results, write_requests
 from decant_distill.label_export import export
 from decant_distill.label_job import register

@@ -8,12 +8,12 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+from decant.answers import AnswersConfig, Reading, read_response, whole_response
 from decant.dataset import BadRow, Row, read_rows
 from decant.errors import DataError
 from decant.store import Answer, NewLabel
 from decant.task import Message, TaskConfig
 from decant.wire import Usage, canonical_json, request_key
-from decant_distill.label_answers import AnswersConfig, Reading, read_response, whole_response
 
 _SEEDS = 2**31
 
