@@ -121,6 +121,9 @@ class Desk:
     def _row(self, item: Item) -> dict[str, Any]:
         fields = asdict(item)
         del fields["start"], fields["row"]
+        review = self._decisions.get(item.key or "")
+        if review is not None and review.decision == "edit":
+            fields["answer"] = review.answer
         return {**fields, "certainty": item.certainty, "state": state_of(item, self._decisions)}
 
 

@@ -1,6 +1,6 @@
 """What review decisions make of labels: an edit is a label of its own, and where the decisions are kept."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
@@ -8,6 +8,7 @@ from typing import Annotated
 from pydantic import BeforeValidator
 
 from decant.config import Role
+from decant.dataset import BadRow
 from decant.errors import DataError
 from decant.reviews import Review, latest, read_reviews
 from decant.store import RequestStore
@@ -58,3 +59,10 @@ def read_decisions(labels: Path, where: Path | str | None) -> Mapping[str, Revie
     keys = (label.key for _, label in read_labels(labels) if isinstance(label, Label) and label.key)
     with RequestStore.open(where) as requests:
         return latest(read_reviews(requests, keys))
+
+
+def read_reviewed(labels: Path, decisions: Mapping[str, Review]) -> Iterator[tuple[int, Label | BadRow]]:
+    """The labels of a file with their line numbers, each as it stands after its review."""
+    for line, label in read_labels(labels):
+        is_label = isinstance(label, Label)
+        yield line, after_review(label, decisions.get(label.key or "")) if is_label else label

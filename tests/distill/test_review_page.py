@@ -66,7 +66,7 @@ def test_an_edit_is_saved_shown_and_taken_back_with_the_keyboard(page: Any) -> N
     page.keyboard.press("e")
     page.locator("#edit-answer").fill("four")
     page.keyboard.press("Control+Enter")
-    page.locator("#list li.edited").wait_for()
+    page.locator("#list li.edited", has_text="four").wait_for()
     page.locator("#list [data-line='2'][aria-current=true]").wait_for()
     page.keyboard.press("k")
     page.locator("main .answer pre", has_text="four").wait_for()

@@ -247,9 +247,13 @@ function action(name, words, key, does, disabled = false) {
   return el("button", { type: "button", class: name, disabled, onclick: guarded(does) }, words, el("kbd", {}, key));
 }
 
+function noteField(disabled) {
+  return el("input", { id: "note", placeholder: "Note   N", "aria-label": "Note", maxlength: 2000, disabled });
+}
+
 function actions(look) {
   if (state.editing) {
-    return [action("accept", "Save", "Ctrl ⏎", save), action("plain", "Leave", "Esc", leave)];
+    return [action("accept", "Save", "Ctrl ⏎", save), action("plain", "Leave", "Esc", leave), noteField(false)];
   }
   const never = !look.label.key;
   return [
@@ -257,7 +261,7 @@ function actions(look) {
     action("edit", "Edit", "E", edit, never),
     action("reject", "Reject", "R", () => decide("reject"), never),
     action("plain", "Take back", "U", () => decide("open"), look.item.state === "unreviewed"),
-    el("input", { id: "note", placeholder: "Note   N", "aria-label": "Note", maxlength: 2000, disabled: never }),
+    noteField(never),
   ];
 }
 
@@ -272,8 +276,10 @@ function drawLabel() {
 
 function edit() {
   if (!state.look || !state.look.label.key) return;
+  const note = $("note").value;
   state.editing = true;
   drawLabel();
+  $("note").value = note;
   $("edit-answer").focus();
 }
 
