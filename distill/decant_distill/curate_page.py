@@ -37,8 +37,8 @@ def _right(right: Mapping[str, int]) -> str:
     before = right["right"] / right["answers_with_gold"]
     after = right["kept_right"] / right["kept_with_gold"] if right["kept_with_gold"] else 0.0
     return (
-        f'<p class="lead">Answers that equal gold: {before:.1%} of those that came, {after:.1%} of those kept '
-        f"({right['kept_right']:,} of {right['kept_with_gold']:,}).</p>"
+        f'<p class="lead">Answers that equal gold: {before:.1%} of those that came, '
+        f"{after:.1%} of those kept ({right['kept_right']:,} of {right['kept_with_gold']:,}).</p>"
     )
 
 
@@ -52,7 +52,7 @@ def _table(accounts: Sequence[RuleAccount], rows_in: int) -> str:
         lines.append(
             f"<tr><th>{name or escape(account.name)}<span>{escape(account.what)}</span></th>"
             f"<td>{account.dropped:,}</td><td>{share:.1%}</td><td>{left:,}</td>"
-            f'<td class="bar"><meter min="0" max="{max(rows_in, 1)}" value="{account.dropped}"></meter></td></tr>'
+            f'<td class="bar"><meter max="{max(rows_in, 1)}" value="{account.dropped}"></meter></td></tr>'
         )
     head = "<tr><th>rule</th><th>dropped</th><th>of all</th><th>left after it</th><th></th></tr>"
     return f'<div class="card"><table><thead>{head}</thead><tbody>{"".join(lines)}</tbody></table></div>'

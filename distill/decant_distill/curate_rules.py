@@ -303,7 +303,7 @@ Dropped = dict[str, dict[int, str]]
 def apply_rules(
     candidates: Sequence[Candidate], rules: Sequence[Rule], *, dropped: Dropped | None = None
 ) -> Dropped:
-    """Runs the rules in order, and notes in `dropped` what each takes, so that later ones can learn from it."""
+    """Runs the rules in order; what each takes is in `dropped` at once, for later ones to learn from."""
     dropped = {} if dropped is None else dropped
     left = list(candidates)
     for rule in rules:

@@ -178,7 +178,7 @@ def test_the_report_goes_where_it_is_asked_to(tmp_path: Path) -> None:
 
 
 def test_what_a_reviewer_rejected_never_enters_and_an_edit_replaces_the_answer(tmp_path: Path) -> None:
-    rows = votes("a", "7", "7", "3") + [label("b", 0, None, error_class="length", error="cut")]
+    rows = [*votes("a", "7", "7", "3"), label("b", 0, None, error_class="length", error="cut")]
     decisions = [
         Review(of="a-0", version=1, decision="reject"),
         Review(of="a-2", version=1, decision="reject"),
