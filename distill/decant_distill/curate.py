@@ -2,7 +2,7 @@
 
 import hashlib
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from decant.dataset import BadRow, read_rows
@@ -11,8 +11,11 @@ from decant.files import write_json, write_jsonl, write_text
 from decant_distill.curate_account import account_of, dropped_lines
 from decant_distill.curate_config import CurateConfig
 from decant_distill.curate_contamination import Contamination
+from decant_distill.curate_diversity import diversity_rule
 from decant_distill.curate_output import Layout, write_rows
 from decant_distill.curate_page import curation_page
+from decant_distill.curate_perplexity import perplexity_rule
+from decant_distill.curate_quality import quality_rule
 from decant_distill.curate_rules import (
     Candidate,
     Dropped,
@@ -35,6 +38,7 @@ from decant_distill.curate_rules import (
 )
 from decant_distill.curate_survey import Survey, Surveyor, near_duplicates, question_digest
 from decant_distill.curate_text import TextRule, text_rules
+from decant_distill.curate_texts import Texts
 from decant_distill.reviewed import read_decisions
 
 CONFIG = CurateConfig
@@ -52,7 +56,7 @@ def run(config: CurateConfig) -> None:
     )
     survey = surveyor.survey(config.labels)
     dropped: Dropped = {}
-    rules = _rules(config, survey, evaluation[0], on_text)
+    rules = _rules(config, survey, evaluation[0], on_text, dropped=dropped)
     apply_rules(list(survey.candidates.values()), rules, dropped=dropped)
     lost = {line for lines in dropped.values() for line in lines}
     kept = [line for line in survey.candidates if line not in lost]
@@ -129,7 +133,12 @@ def _refuse_a_preset_that_destroys(
 
 
 def _rules(
-    config: CurateConfig, survey: Survey, evaluation: Sequence[str], on_text: Sequence[TextRule]
+    config: CurateConfig,
+    survey: Survey,
+    evaluation: Sequence[str],
+    on_text: Sequence[TextRule],
+    *,
+    dropped: Dropped,
 ) -> list[Rule]:
     rules = usable_rules()
     if survey.reviews:
@@ -151,7 +160,18 @@ def _rules(
     if config.checks != "ignore":
         rules.append(checks_rule(all_passed=config.checks == "all_passed"))
     rules += [flag_rule(rule.name, rule.what, judges=True) for rule in on_text]
-    return rules + _last_rules(config, survey)
+    return [*rules, *_learned_rules(config, survey, dropped), *_last_rules(config, survey)]
+
+
+def _learned_rules(config: CurateConfig, survey: Survey, dropped: Dropped) -> Iterator[Rule]:
+    """Those that learn from the labels themselves, and so come after the ones that need no learning."""
+    texts = Texts(config.labels, survey)
+    if config.min_quality is not None:
+        candidates = list(survey.candidates.values())
+        yield quality_rule(texts, candidates, dropped, least=config.min_quality, seed=config.seed)
+    low, high = config.min_perplexity_percentile, config.max_perplexity_percentile
+    if low is not None or high is not None:
+        yield perplexity_rule(texts, highest=high, lowest=low, seed=config.seed)
 
 
 def _last_rules(config: CurateConfig, survey: Survey) -> list[Rule]:
@@ -161,6 +181,9 @@ def _last_rules(config: CurateConfig, survey: Survey) -> list[Rule]:
         rules.append(
             near_duplicate_rule(lambda left: near_duplicates(left, survey.signatures, threshold=threshold))
         )
+    if config.diverse is not None:
+        texts = Texts(config.labels, survey)
+        rules.append(diversity_rule(texts, prompts=config.diverse, seed=config.seed))
     if config.max_per_prompt is not None:
         rules.append(cap_rule(config.max_per_prompt))
     if config.balance is not None:

@@ -56,6 +56,21 @@ class CurateConfig(Config):
         description="what the verifiers of `decant label` found: ignore it, no failure, or all passed",
     )
     text: TextConfig = Field(default=TextConfig(), description="rules on the text of a label")
+    min_quality: float | None = Field(
+        default=None,
+        gt=0,
+        lt=1,
+        description="least probability of being accepted, by a classifier of what was rejected",
+    )
+    max_perplexity_percentile: float | None = Field(
+        default=None, gt=0, lt=100, description="drop the texts that are odder than so many percent of them"
+    )
+    min_perplexity_percentile: float | None = Field(
+        default=None, gt=0, lt=100, description="drop the texts that are more commonplace than all but these"
+    )
+    diverse: int | None = Field(
+        default=None, ge=1, description="keep only so many prompts, as unlike each other as can be"
+    )
     near_duplicates: float | None = Field(
         default=None, ge=0.3, le=1, description="drop prompts that are so much like an earlier one (MinHash)"
     )
@@ -64,7 +79,7 @@ class CurateConfig(Config):
     )
     redact: tuple[RedactKind, ...] = Field(
         default=(),
-        description="take these out of prompts and completions: email, secret, iban, card, ip, phone",
+        description="email, secret, iban, national_id, card, ip, phone: taken out of prompts and completions",
     )
     reviews: OptionalStore = Field(
         default=None,
@@ -87,6 +102,9 @@ class CurateConfig(Config):
         asked = (self.decontaminate_ngram, self.decontaminate_similarity)
         if self.decontaminate is None and any(value is not None for value in asked):
             raise ValueError("decontaminate_ngram and decontaminate_similarity need decontaminate, the set")
+        low, high = self.min_perplexity_percentile, self.max_perplexity_percentile
+        if low is not None and high is not None and low >= high:
+            raise ValueError("min_perplexity_percentile must be below max_perplexity_percentile")
         return self
 
     @property

@@ -36,7 +36,7 @@ class LabelConfig(Config):
 
     positional: ClassVar[tuple[str, ...]] = ("data",)
 
-    data: InputPath = Field(description="dataset to label (JSONL, CSV, TSV or Parquet)")
+    data: InputPath = Field(description="dataset to label (JSONL, CSV, TSV, Parquet, or a folder)")
     output: OutputPath = Field(description="label file to write (JSONL); its summary stands beside it")
     store: Path | None = Field(default=None, description="request store; OUTPUT.store.sqlite when left out")
     endpoint: EndpointConfig = Field(description="the teacher")
@@ -49,7 +49,7 @@ class LabelConfig(Config):
     verify: tuple[VerifierConfig, ...] = Field(default=(), description="checks of every answer")
     redact: tuple[RedactKind, ...] = Field(
         default=(),
-        description="take these out before a message is sent: email, secret, iban, card, ip, phone",
+        description="email, secret, iban, national_id, card, ip, phone: taken out before a message is sent",
     )
     samples: int = Field(default=1, ge=1, description="answers to draw for each row")
     max_samples: int | None = Field(
