@@ -1,7 +1,7 @@
 """Reading datasets row by row: a bad line is kept with its number and reason, the rest goes on.
 
-The file's suffix says what it is: `.csv` and `.tsv` with a header line, `.parquet`, `.arrow` (Arrow's stream),
-and JSONL for all others. A folder is a Hugging Face dataset.
+The file's suffix says what it is: `.csv` and `.tsv` with a header line, `.parquet`, `.arrow` (Arrow's
+stream), and JSONL for all others. A folder is a Hugging Face dataset.
 """
 
 import csv

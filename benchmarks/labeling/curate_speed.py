@@ -1,7 +1,7 @@
 """Times `decant curate` on made labels: 100,000 rows of 100 words, with cheap rules and with every rule.
 
-`python benchmarks/labeling/curate_speed.py FOLDER` writes the labels once, runs each set of rules in a process
-of its own and prints a Markdown table with the wall time and the peak memory of that process.
+`python benchmarks/labeling/curate_speed.py FOLDER` writes the labels once, runs each set of rules in a
+process of its own and prints a Markdown table with the wall time and the peak memory of that process.
 """
 
 import argparse
@@ -45,7 +45,7 @@ RULE_SETS: Mapping[str, dict[str, Any]] = {
 
 
 def rows(count: int) -> Iterator[dict[str, Any]]:
-    """Labels of 100 words each, words by Zipf's law; one prompt in twenty is an earlier one with a word changed."""
+    """Labels of 100 words each, drawn by Zipf's law; one prompt in twenty is nearly the one before."""
     generator = random.Random(0)
     words = [_word(generator) for _ in range(_VOCABULARY)]
     weights = list(accumulate(1 / rank for rank in range(1, _VOCABULARY + 1)))

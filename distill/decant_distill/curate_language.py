@@ -22,7 +22,7 @@ def language_rule(languages: Collection[str]) -> Callable[[Label], str | None]:
     Texts with few letters are no language to judge by: arithmetic, codes and single words pass, and so does
     what the identifier is not sure of. Code and addresses are left out. ConfigError for an unknown language.
     """
-    identify, known = _identifier()
+    identify, known = known_language()
     unknown = sorted(set(languages) - known)
     if unknown:
         raise ConfigError(f"text.languages: {', '.join(unknown)}: give two-letter codes such as en, de or zh")
@@ -50,7 +50,8 @@ def _prose(text: str) -> str | None:
 
 
 @lru_cache(maxsize=1)
-def _identifier() -> tuple[Callable[[str], tuple[str, float]], frozenset[str]]:
+def known_language() -> tuple[Callable[[str], tuple[str, float]], frozenset[str]]:
+    """The identifier, and the languages it knows; MissingExtraError without py3langid."""
     try:
         # It has no types, and is needed by nothing else here.
         langid: Any = importlib.import_module("py3langid.langid")

@@ -1,16 +1,18 @@
 """The rules that look at all labels together: language, a learned quality, perplexity, diversity."""
 
 import random
+import sys
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-from decant.errors import ConfigError, DataError
+from decant.errors import ConfigError, DataError, MissingExtraError
 from decant.reviews import Review, add_review
 from decant.store import RequestStore
 from decant_distill.curate_diversity import project, select
+from decant_distill.curate_language import known_language
 from decant_distill.curate_perplexity import WordModel
 from decant_distill.minhash import Shingler
 from tests.distill.test_curate import curate, dropped, label
@@ -46,6 +48,22 @@ def test_an_unknown_language_is_refused_before_anything_is_read(tmp_path: Path) 
     pytest.importorskip("py3langid")
     with pytest.raises(ConfigError, match="english: give two-letter codes"):
         curate(tmp_path, [label("a", 0, "4")], text={"languages": ["english"]})
+
+
+@pytest.mark.parametrize(
+    ("changes", "module", "package"),
+    [
+        ({"text": {"languages": ["en"]}}, "py3langid.langid", "py3langid"),
+        ({"keep": "verified", "min_quality": 0.5}, "sklearn.linear_model", "scikit-learn"),
+    ],
+)
+def test_a_missing_library_is_an_error_that_names_its_extra(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, changes: dict[str, Any], module: str, package: str
+) -> None:
+    known_language.cache_clear()
+    monkeypatch.setitem(sys.modules, module, None)
+    with pytest.raises(MissingExtraError, match=rf"{package} is not installed; .*decant\[curate\]"):
+        curate(tmp_path, mixed(), **changes)
 
 
 def mixed(count: int = 200) -> list[dict[str, Any]]:

@@ -1,7 +1,7 @@
 """What a job may ask for beside plain answers: other forms, more samples, checks, templates, redaction."""
 
-import importlib.util
 import json
+import sys
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -194,8 +194,10 @@ def test_all_that_the_store_holds_can_be_exported(teacher: Teacher, tmp_path: Pa
     ]
 
 
-@pytest.mark.skipif(importlib.util.find_spec("pyarrow") is not None, reason="pyarrow is installed")
-def test_an_export_to_parquet_without_pyarrow_says_what_to_install(teacher: Teacher, tmp_path: Path) -> None:
+def test_an_export_to_parquet_without_pyarrow_says_what_to_install(
+    teacher: Teacher, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
     config = config_for(teacher, tmp_path, prompts("a"), export=tmp_path / "all.parquet")
     with pytest.raises(DataError, match="pip install pyarrow"):
         run(config)

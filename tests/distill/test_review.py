@@ -1,6 +1,10 @@
 """`decant review`: what the page is told, what it may change, and who is let in."""
 
 import json
+import os
+import signal
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Generator, Iterator
@@ -12,10 +16,12 @@ import httpx
 import pytest
 import uvicorn
 
+from decant.errors import DataError
 from decant.reviews import Review, add_review, latest, read_reviews
-from decant.store import RequestStore
+from decant.store import NewLabel, RequestStore
 from decant_distill.review_app import Desk, build_app
 from decant_distill.review_index import LabelIndex, read_dropped
+from tests.distill.loopback_teacher import wait_until
 from tests.distill.test_curate import label, votes, write
 
 TOKEN = "t0ken"
@@ -172,8 +178,6 @@ def test_a_version_whose_writer_died_decides_nothing_and_keeps_its_number(tmp_pa
         (row,) = requests.get_many([first.key]).values()
         torn = Review(of="a", version=2, decision="accept")
         request = {"messages": [], "review": {**row.request["review"], "version": 2, "decision": "accept"}}
-        from decant.store import NewLabel
-
         requests.add([NewLabel(key=torn.key, row_id="r", sample=0, request=request)])
         versions = read_reviews(requests, ["a"])
     assert [(version.version, version.decision) for version in versions["a"]] == [(1, "reject"), (2, "open")]
@@ -184,3 +188,27 @@ def test_fields_of_the_page_are_json(page: httpx.Client) -> None:
     look = page.get("api/labels/5").json()
     assert look["label"]["id"] == "<b>&x"
     assert json.loads(json.dumps(look)) == look
+
+
+def test_the_command_says_where_the_page_is_and_ends_on_ctrl_c(tmp_path: Path) -> None:
+    path = write(tmp_path / "labels.jsonl", votes("2+2", "4"))
+    ready = tmp_path / "ready.json"
+    command = [sys.executable, "-m", "decant", "review", str(path), "--ready-file", str(ready)]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    process = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True)
+    try:
+        wait_until(ready.exists)
+        url = json.loads(ready.read_text())["url"]
+        assert httpx.get(f"{url}api/summary").json()["facets"]["status"] == {"done": 1}
+        process.send_signal(signal.SIGINT)
+        said, _ = process.communicate(timeout=20)
+    finally:
+        process.kill()
+    assert (process.returncode, url in said, "is kept in" in said) == (0, True, True)
+
+
+def test_a_file_without_labels_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="no line holds a label"):
+        LabelIndex.read(write(tmp_path / "labels.jsonl", [{"text": "x"}, "{half", "[1]"]))
+    with pytest.raises(DataError, match="cannot read the labels"):
+        LabelIndex.read(tmp_path / "none.jsonl")
