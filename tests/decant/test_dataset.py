@@ -1,5 +1,6 @@
 """A bad line is kept with its number and reason; the rest goes on."""
 
+import sys
 from pathlib import Path
 
 import pytest

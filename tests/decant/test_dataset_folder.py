@@ -72,7 +72,7 @@ def test_the_hubs_layout_has_its_splits_in_names_or_folders(tmp_path: Path) -> N
     assert texts(tmp_path / "hub" / "train") == [(1, "a"), (2, "b"), (3, "c")]
     (good, bad) = read_rows(tmp_path / "hub" / "test")
     assert (isinstance(good, Row), isinstance(bad, BadRow), bad.line) == (True, True, 2)
-    with pytest.raises(DataError, match="no split dev; it has train, test"):
+    with pytest.raises(DataError, match="no split dev; it has test, train"):
         texts(tmp_path / "hub" / "dev")
 
 
