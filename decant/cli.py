@@ -21,6 +21,7 @@ VERBS: dict[str, tuple[str, str]] = {
     "serve": ("decant_serve.serve", "serve a model behind an OpenAI-compatible endpoint"),
     "waterfall": ("decant_serve.waterfall", "show where one served request's time went, rank by rank"),
     "label": ("decant_distill.label", "label a dataset with a teacher, with its reasoning"),
+    "review": ("decant_distill.review", "read labels in the browser: accept, edit or reject"),
     "curate": ("decant_distill.curate", "turn labels into a training set"),
     "train": ("decant_distill.train.command", "teach a student with QLoRA"),
     "merge": ("decant_distill.merge", "merge an adapter into its base"),

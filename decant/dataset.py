@@ -1,16 +1,18 @@
 """Reading datasets row by row: a bad line is kept with its number and reason, the rest goes on.
 
-The file's suffix says what it is: `.csv` and `.tsv` with a header line, `.parquet`, and JSONL for all others.
+The file's suffix says what it is: `.csv` and `.tsv` with a header line, `.parquet`, `.arrow` (Arrow's
+stream), and JSONL for all others. A folder is a Hugging Face dataset.
 """
 
 import csv
 import importlib
 import json
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, cast
 
+from decant.dataset_folder import dataset_files
 from decant.errors import DataError, MissingExtraError
 
 TABLE_SUFFIXES = (".csv", ".tsv", ".parquet")
@@ -40,12 +42,17 @@ def read_rows(path: Path, *, required: Sequence[str] = ()) -> Iterator[Row | Bad
 
     Values of CSV and TSV are text.
     """
+    if (files := dataset_files(path)) is not None:
+        yield from _read_files(files, required)
+        return
     suffix = path.suffix.lower()
     try:
         if suffix in (".csv", ".tsv"):
             yield from _read_csv(path, required, delimiter="\t" if suffix == ".tsv" else ",")
         elif suffix == ".parquet":
             yield from _read_parquet(path, required)
+        elif suffix == ".arrow":
+            yield from _read_arrow(path, required)
         else:
             with path.open("rb") as file:
                 for number, line in enumerate(file, start=1):
@@ -63,6 +70,16 @@ def read_good_rows(path: Path, *, required: Sequence[str] = ()) -> list[Row]:
             raise DataError(f"{path}:{row.line}: {row.reason}")
         rows.append(row)
     return rows
+
+
+def _read_files(files: Sequence[Path], required: Sequence[str]) -> Iterator[Row | BadRow]:
+    """The rows of several files as if they were one: their numbers go on."""
+    before = last = 0
+    for file in files:
+        for row in read_rows(file, required=required):
+            last = before + row.line
+            yield replace(row, line=last)
+        before = last
 
 
 def _parse(number: int, line: bytes, required: Sequence[str]) -> Row | BadRow:
@@ -125,20 +142,41 @@ def _is_utf8(text: str) -> bool:
 
 
 def _read_parquet(path: Path, required: Sequence[str]) -> Iterator[Row | BadRow]:
+    with _opened(path, "pyarrow.parquet", lambda parquet: parquet.ParquetFile(path)) as file:
+        batches = file.iter_batches(batch_size=_ROWS_PER_READ)
+        yield from _table_rows(path, batches, required)
+
+
+def _read_arrow(path: Path, required: Sequence[str]) -> Iterator[Row | BadRow]:
+    with _opened(path, "pyarrow", lambda pyarrow: pyarrow.ipc.open_stream(str(path))) as file:
+        pieces = (
+            batch.slice(start, _ROWS_PER_READ)
+            for batch in file
+            for start in range(0, batch.num_rows, _ROWS_PER_READ)
+        )
+        yield from _table_rows(path, pieces, required)
+
+
+def _opened(path: Path, module: str, opening: Callable[[Any], Any]) -> Any:
     try:
         # It has no types, and is needed by nothing else here.
-        parquet: Any = importlib.import_module("pyarrow.parquet")
-        arrow: Any = importlib.import_module("pyarrow")
+        library: Any = importlib.import_module(module)
     except ImportError:
         raise MissingExtraError("pyarrow", extra="parquet") from None
+    try:
+        return opening(library)
+    except ValueError as error:
+        raise DataError(f"{path}: {error}; is it a whole file?") from None
+
+
+def _table_rows(path: Path, batches: Iterator[Any], required: Sequence[str]) -> Iterator[Row | BadRow]:
+    """Rows out of Arrow's batches; ValueError is the root of its errors on broken files."""
     number = 0
     try:
-        with parquet.ParquetFile(path) as file:
-            for batch in file.iter_batches(batch_size=_ROWS_PER_READ):
-                for fields in batch.to_pylist():
-                    number += 1
-                    text = str(fields)[:_TEXT_CHARACTERS]
-                    named = {str(name): value for name, value in fields.items()}
-                    yield _checked(number, named, text, required)
-    except arrow.ArrowException as error:
-        raise DataError(f"{path}: not a Parquet file that can be read ({error})") from None
+        for batch in batches:
+            for fields in batch.to_pylist():
+                number += 1
+                text = str(fields)[:_TEXT_CHARACTERS]
+                yield _checked(number, {str(name): value for name, value in fields.items()}, text, required)
+    except ValueError as error:
+        raise DataError(f"{path}: after row {number}: {error}; is it a whole file?") from None

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     import jinja2
     import jinja2.nodes
 
-ShippedTemplate = Literal["classify", "extract", "answer"]
+ShippedTemplate = Literal["classify", "extract", "answer", "judge"]
 _SHIPPED_FOLDER = Path(__file__).parent / "prompts"
 SHIPPED: tuple[ShippedTemplate, ...] = get_args(ShippedTemplate)
 

@@ -15,6 +15,7 @@ from typing import Any, Self
 
 from pydantic import Field, model_validator
 
+from decant.answers import AnswersConfig
 from decant.client import OpenAIClient
 from decant.config import Config, InputPath, OutputPath
 from decant.endpoint import Endpoint, EndpointConfig, open_endpoint
@@ -60,6 +61,9 @@ class EvalConfig(Config):
     stage: str = Field(description="name of the stage that is measured")
     endpoint: EndpointConfig = Field(description="where the requests go")
     task: TaskConfig = Field(default=TaskConfig(), description="how a row becomes a request")
+    answers: AnswersConfig = Field(
+        default=AnswersConfig(), description="where the answer stands in a response"
+    )
     limit: int | None = Field(default=None, ge=1, description="replay only the first lines of the dataset")
     arrival: Arrival = Field(
         default="poisson", description="open loop with Poisson or constant arrivals, or closed loop"
@@ -108,7 +112,9 @@ def run(config: EvalConfig) -> None:
         n, first = len(replayed.measured), replayed.measured[0].error
         raise EndpointError(f"{config.stage}: none of {n} requests completed; the first: {first}")
     pairs = zip(questions.asked, replayed.measured, strict=True)
-    predictions = [score(question, exchange, task=config.task) for question, exchange in pairs]
+    predictions = [
+        score(question, exchange, task=config.task, answers=config.answers) for question, exchange in pairs
+    ]
     predictions += questions.unusable
     evaluation = _evaluation(config, questions, replayed)
     write_predictions(config.output, predictions, evaluation)
@@ -152,6 +158,7 @@ def _request(config: EvalConfig, model: str, request_id: str, messages: list[Mes
         "temperature": config.temperature,
         "max_tokens": config.task.max_tokens,
         "seed": config.seed,
+        **config.answers.request_fields(),
     }
     return ReplayRequest(request_id, body)
 

@@ -1,18 +1,24 @@
 """From an exchange to a scored prediction: the answer, whether it is right, or why there is none."""
 
-from decant.task import TaskConfig, parse_response, same_answer
+from decant.answers import AnswersConfig, read_text
+from decant.task import TaskConfig, same_answer
 from decant_bench.predictions import Failure, Prediction
 from decant_bench.questions import Question
 from decant_bench.replay import Exchange
 
 
-def score(question: Question, exchange: Exchange, *, task: TaskConfig) -> Prediction:
-    """The prediction for one question; a failed request is a wrong answer where the gold is known."""
+def score(
+    question: Question, exchange: Exchange, *, task: TaskConfig, answers: AnswersConfig | None = None
+) -> Prediction:
+    """The prediction for one question; a failed request is a wrong answer where the gold is known.
+
+    An answer that is not in the form of `answers` is none.
+    """
     if exchange.error is not None:
         return _failed(question, exchange)
     completion = exchange.completion
     assert completion is not None, "an exchange has a completion or an error"
-    parsed = parse_response(completion.text, marker=task.answer_marker)
+    parsed = read_text(completion.text, task, answers or AnswersConfig())
     thoughts = [text for text in (completion.reasoning, parsed.reasoning) if text]
     return Prediction(
         id=question.id,

@@ -1,25 +1,28 @@
 """The curate stage: from labels to a training set; `curation.json` says what each rule dropped, and why."""
 
 import hashlib
-from collections.abc import Sequence
-from pathlib import Path
-from typing import Any, Literal, Self
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from typing import Any
 
-from pydantic import Field, model_validator
-
-from decant.config import Config, InputPath, OptionalInputPath, OptionalOutputPath, OutputPath
 from decant.dataset import BadRow, read_rows
 from decant.errors import DataError
-from decant.files import write_json
-from decant.task import TaskConfig
+from decant.files import write_json, write_jsonl, write_text
+from decant_distill.curate_account import account_of, dropped_lines
+from decant_distill.curate_config import CurateConfig
 from decant_distill.curate_contamination import Contamination
-from decant_distill.curate_output import Layout, describe_rules, write_rows
+from decant_distill.curate_diversity import diversity_rule
+from decant_distill.curate_output import Layout, write_rows
+from decant_distill.curate_page import curation_page
+from decant_distill.curate_perplexity import perplexity_rule
+from decant_distill.curate_quality import quality_rule
 from decant_distill.curate_rules import (
     Candidate,
-    Keep,
+    Dropped,
     Rule,
     apply_rules,
     balance_rule,
+    calibrated_rule,
     cap_rule,
     checks_rule,
     confidence_rule,
@@ -27,90 +30,16 @@ from decant_distill.curate_rules import (
     duplicate_rule,
     flag_rule,
     near_duplicate_rule,
+    review_rule,
     share_rule,
     usable_rules,
     verified_rule,
     vote_rule,
 )
 from decant_distill.curate_survey import Survey, Surveyor, near_duplicates, question_digest
-from decant_distill.curate_text import TextConfig, TextRule, text_rules
-from decant_distill.redact import RedactKind
-
-Checks = Literal["ignore", "no_failure", "all_passed"]
-SplitBy = Literal["prompt", "group"]
-
-
-class CurateConfig(Config):
-    """Which labels become training rows."""
-
-    labels: InputPath = Field(description="label file that `decant label` wrote")
-    output: OutputPath = Field(description="training set to write (JSONL)")
-    report: OptionalOutputPath = Field(
-        default=None, description="report; curation.json beside the output when left out"
-    )
-    keep: Keep = Field(
-        default="all", description="all answers, those the samples agree on, or those that equal gold"
-    )
-    min_votes: int = Field(default=2, ge=1, description="fewest equal answers for `keep = majority`")
-    max_per_prompt: int | None = Field(
-        default=None, ge=1, description="most labels kept for one prompt; first come"
-    )
-    decontaminate: OptionalInputPath = Field(
-        default=None, description="evaluation dataset whose prompts are dropped"
-    )
-    decontaminate_ngram: int | None = Field(
-        default=None,
-        ge=3,
-        description="drop prompts that share so many words in a row with it, for example 13",
-    )
-    decontaminate_similarity: float | None = Field(
-        default=None, ge=0.3, le=1, description="drop prompts that are so much like one of it (MinHash)"
-    )
-    min_vote_share: float | None = Field(
-        default=None, gt=0, le=1, description="smallest share of the samples that gave the answer"
-    )
-    min_confidence: float | None = Field(
-        default=None, gt=0.5, lt=1, description="least probability that the answer is the samples' majority"
-    )
-    checks: Checks = Field(
-        default="ignore",
-        description="what the verifiers of `decant label` found: ignore it, no failure, or all passed",
-    )
-    text: TextConfig = Field(default=TextConfig(), description="rules on the text of a label")
-    near_duplicates: float | None = Field(
-        default=None, ge=0.3, le=1, description="drop prompts that are so much like an earlier one (MinHash)"
-    )
-    balance: float | None = Field(
-        default=None, ge=1, description="most labels of one answer, in multiples of the median answer's"
-    )
-    redact: tuple[RedactKind, ...] = Field(
-        default=(),
-        description="take these out of prompts and completions: email, secret, iban, card, ip, phone",
-    )
-    validation: OptionalOutputPath = Field(
-        default=None, description="part of the rows that goes into this file"
-    )
-    validation_share: float = Field(default=0.1, gt=0, lt=1, description="share of the rows for `validation`")
-    split_by: SplitBy = Field(
-        default="prompt", description="what never stands in both files: a prompt, or a group"
-    )
-    seed: int = Field(default=0, description="which rows `balance` and `validation` choose")
-    task: TaskConfig = Field(
-        default=TaskConfig(), description="how a row of the evaluation dataset becomes a prompt"
-    )
-
-    @model_validator(mode="after")
-    def _compares_with_something(self) -> Self:
-        asked = (self.decontaminate_ngram, self.decontaminate_similarity)
-        if self.decontaminate is None and any(value is not None for value in asked):
-            raise ValueError("decontaminate_ngram and decontaminate_similarity need decontaminate, the set")
-        return self
-
-    @property
-    def report_path(self) -> Path:
-        """Where the report goes."""
-        return self.report or self.output.with_name("curation.json")
-
+from decant_distill.curate_text import TextRule, text_rules
+from decant_distill.curate_texts import Texts
+from decant_distill.reviewed import read_decisions
 
 CONFIG = CurateConfig
 
@@ -118,28 +47,36 @@ CONFIG = CurateConfig
 def run(config: CurateConfig) -> None:
     """Writes the training set and the report; DataError when no label is left, or a preset takes too many."""
     evaluation = _evaluation_prompts(config)
-    contamination = _contamination(config, evaluation[0])
     on_text = text_rules(config.text)
-    surveyor = Surveyor(on_text, contamination, with_signatures=config.near_duplicates is not None)
+    surveyor = Surveyor(
+        on_text,
+        _contamination(config, evaluation[0]),
+        with_signatures=config.near_duplicates is not None,
+        reviews=read_decisions(config.labels, config.reviews),
+    )
     survey = surveyor.survey(config.labels)
-    rules = _rules(config, survey, evaluation[0], on_text)
-    dropped = apply_rules(list(survey.candidates.values()), rules)
+    dropped: Dropped = {}
+    rules = _rules(config, survey, evaluation[0], on_text, dropped=dropped)
+    apply_rules(list(survey.candidates.values()), rules, dropped=dropped)
     lost = {line for lines in dropped.values() for line in lines}
     kept = [line for line in survey.candidates if line not in lost]
-    described = describe_rules(config.labels, rules, dropped, survey)
+    accounts = account_of(config.labels, rules, dropped, survey)
     report = _report(config, survey, kept, evaluation)
-    write_json(config.report_path, {**report, "rules": described})
-    summary = ", ".join(f"{rule['name']} {rule['dropped']}" for rule in described if rule["dropped"])
+    described = {"rules": [account.to_report() for account in accounts]}
+    write_json(config.report_path, {**report, **described})
+    write_text(config.page_path, curation_page(report, accounts))
+    write_jsonl(config.dropped_path, dropped_lines(dropped))
+    summary = ", ".join(f"{account.name} {account.dropped}" for account in accounts if account.dropped)
     if not kept:
         dropped_by = f"dropped by rule: {summary}" if summary else "the file is empty"
         raise DataError(f"{config.labels}: no label is left ({dropped_by}); see {config.report_path}")
     counts = {name: len(lines) for name, lines in dropped.items()}
     _refuse_a_preset_that_destroys(config, on_text, counts, kept)
     written = write_rows(_layout(config), survey, kept)
-    write_json(config.report_path, {**report, **written.to_report(), "rules": described})
+    write_json(config.report_path, {**report, **written.to_report(), **described})
     where = f"{config.output}" + (f" and {config.validation}" if config.validation is not None else "")
     print(f"kept {len(kept)} of {report['rows_in']} labels, {report['prompts_out']} prompts -> {where}")
-    print(f"dropped: {summary or 'none'}; examples in {config.report_path}")
+    print(f"dropped: {summary or 'none'}; look through them in {config.page_path}")
 
 
 def _layout(config: CurateConfig) -> Layout:
@@ -174,6 +111,7 @@ def _report(
         "prompts_in": len(survey.tallies),
         "prompts_out": len({survey.candidates[line].prompt for line in kept}),
         "right": _right(survey, kept),
+        "reviews": dict(Counter(review.decision for review in survey.reviews.values())),
         "decontamination": decontamination,
     }
 
@@ -195,9 +133,16 @@ def _refuse_a_preset_that_destroys(
 
 
 def _rules(
-    config: CurateConfig, survey: Survey, evaluation: Sequence[str], on_text: Sequence[TextRule]
+    config: CurateConfig,
+    survey: Survey,
+    evaluation: Sequence[str],
+    on_text: Sequence[TextRule],
+    *,
+    dropped: Dropped,
 ) -> list[Rule]:
     rules = usable_rules()
+    if survey.reviews:
+        rules.append(review_rule())
     if config.decontaminate is not None:
         rules.append(decontamination_rule(frozenset(question_digest(prompt) for prompt in evaluation)))
     if config.decontaminate_ngram is not None or config.decontaminate_similarity is not None:
@@ -210,10 +155,23 @@ def _rules(
         rules.append(share_rule(survey.tallies, least=config.min_vote_share))
     if config.min_confidence is not None:
         rules.append(confidence_rule(survey.tallies, least=config.min_confidence))
+    if config.min_calibrated is not None:
+        rules.append(calibrated_rule(least=config.min_calibrated))
     if config.checks != "ignore":
         rules.append(checks_rule(all_passed=config.checks == "all_passed"))
-    rules += [flag_rule(rule.name, rule.what) for rule in on_text]
-    return rules + _last_rules(config, survey)
+    rules += [flag_rule(rule.name, rule.what, judges=True) for rule in on_text]
+    return [*rules, *_learned_rules(config, survey, dropped), *_last_rules(config, survey)]
+
+
+def _learned_rules(config: CurateConfig, survey: Survey, dropped: Dropped) -> Iterator[Rule]:
+    """Those that learn from the labels themselves, and so come after the ones that need no learning."""
+    texts = Texts(config.labels, survey)
+    if config.min_quality is not None:
+        candidates = list(survey.candidates.values())
+        yield quality_rule(texts, candidates, dropped, least=config.min_quality, seed=config.seed)
+    low, high = config.min_perplexity_percentile, config.max_perplexity_percentile
+    if low is not None or high is not None:
+        yield perplexity_rule(texts, highest=high, lowest=low, seed=config.seed)
 
 
 def _last_rules(config: CurateConfig, survey: Survey) -> list[Rule]:
@@ -223,6 +181,9 @@ def _last_rules(config: CurateConfig, survey: Survey) -> list[Rule]:
         rules.append(
             near_duplicate_rule(lambda left: near_duplicates(left, survey.signatures, threshold=threshold))
         )
+    if config.diverse is not None:
+        texts = Texts(config.labels, survey)
+        rules.append(diversity_rule(texts, prompts=config.diverse, seed=config.seed))
     if config.max_per_prompt is not None:
         rules.append(cap_rule(config.max_per_prompt))
     if config.balance is not None:

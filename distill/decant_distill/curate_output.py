@@ -1,4 +1,4 @@
-"""What curation writes: the training rows, and the account of what was dropped."""
+"""The training rows that curation writes, and the part of them that is held out."""
 
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -8,15 +8,14 @@ from typing import Any
 
 from decant.files import write_jsonl
 from decant.task import compose
-from decant_distill.curate_rules import Candidate, Rule, Tally
+from decant_distill.curate_rules import Candidate, Tally
 from decant_distill.curate_split import Member, held_out
 from decant_distill.curate_survey import Survey
-from decant_distill.labels import Label, read_labels
+from decant_distill.labels import Label
 from decant_distill.redact import Placeholders, RedactKind
+from decant_distill.reviewed import read_reviewed
 
-_MOST_EXAMPLES = 3
-_EXAMPLE_CHARACTERS = 400
-_UNREADABLE = "unreadable"
+_NO_VOTES = Tally(1, {})
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +64,7 @@ def _held_out(layout: Layout, survey: Survey, kept: Sequence[int]) -> frozenset[
     wanted = frozenset(kept)
     homes: dict[bytes, str] = {}
     members: list[Member] = []
-    for line, label in read_labels(layout.labels):
+    for line, label in read_reviewed(layout.labels, survey.reviews):
         if line not in wanted or not isinstance(label, Label):
             continue
         question = survey.candidates[line].question or b""
@@ -74,56 +73,10 @@ def _held_out(layout: Layout, survey: Survey, kept: Sequence[int]) -> frozenset[
     return held_out(members, share=layout.validation_share, seed=layout.seed)
 
 
-def describe_rules(
-    labels: Path, rules: Sequence[Rule], dropped: Mapping[str, Mapping[int, str]], survey: Survey
-) -> list[dict[str, Any]]:
-    """What each rule dropped: how many, and a few examples with the reason."""
-    examples: dict[str, list[dict[str, Any]]] = {rule.name: [] for rule in rules}
-    wanted = {line: name for name, lines in dropped.items() for line in list(lines)[:_MOST_EXAMPLES]}
-    last = max(wanted, default=0)
-    for line, label in read_labels(labels):
-        if line > last:
-            break
-        if line in wanted and isinstance(label, Label):
-            examples[wanted[line]].append(_example(line, label, dropped[wanted[line]][line]))
-    described = [
-        {
-            "name": rule.name,
-            "what": rule.what,
-            "dropped": len(dropped[rule.name]),
-            "examples": examples[rule.name],
-        }
-        for rule in rules
-    ]
-    bad = list(survey.unreadable.values())
-    bad_examples = [
-        {"line": row.line, "reason": row.reason, "text": row.text} for row in bad[:_MOST_EXAMPLES]
-    ]
-    unreadable = {
-        "name": _UNREADABLE,
-        "what": "the line holds no label",
-        "dropped": len(bad),
-        "examples": bad_examples,
-    }
-    return [unreadable, *described]
-
-
-def _example(line: int, label: Label, reason: str) -> dict[str, Any]:
-    return {
-        "line": line,
-        "id": label.id,
-        "sample": label.sample,
-        "reason": reason,
-        "prompt": label.question[:_EXAMPLE_CHARACTERS],
-        "response": (label.response or "")[-_EXAMPLE_CHARACTERS:],
-        "gold": label.gold,
-    }
-
-
 def _training_rows(
     layout: Layout, survey: Survey, kept: frozenset[int], counts: Counter[str]
 ) -> Iterator[dict[str, Any]]:
-    for line, label in read_labels(layout.labels):
+    for line, label in read_reviewed(layout.labels, survey.reviews):
         if line in kept and isinstance(label, Label):
             clean = _redacted(label, layout.redact, counts) if layout.redact else label
             yield _training_row(layout.answer_marker, clean, survey.candidates[line], survey.tallies)
@@ -146,9 +99,11 @@ def _training_row(
     assert candidate.prompt is not None
     assert candidate.answer is not None
     assert label.answer is not None
-    tally = tallies[candidate.prompt]
+    tally = tallies.get(candidate.prompt, _NO_VOTES)
     content = compose(label.reasoning, label.answer, marker=marker, placement="rationale_then_answer")
-    optional = {"group": label.group, "length": label.length}
+    reviewed = candidate.decision if candidate.is_accepted else None
+    optional = {"group": label.group, "length": label.length, "reviewed": reviewed}
+    optional |= {"hinted": label.hinted or None, "confidence": label.confidence}
     return {
         "id": label.id,
         "sample": label.sample,

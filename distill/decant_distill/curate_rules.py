@@ -6,8 +6,9 @@ from dataclasses import dataclass, field
 from statistics import median
 from typing import Literal
 
+from decant.answers import BAD_JSON, CUT, NO_ANSWER, SCHEMA
+from decant.reviews import Decision
 from decant.task import normal_answer
-from decant_distill.label_answers import BAD_JSON, CUT, NO_ANSWER, SCHEMA
 from decant_distill.label_votes import majority_probability
 
 Keep = Literal["all", "majority", "verified"]
@@ -19,7 +20,8 @@ class Candidate:
 
     `question` is the digest of the normalised prompt, to compare with an evaluation set. `is_right` compares
     with gold and is None where there is none. Equal answers of one prompt are spelled alike. `flags` says, by
-    rule, what is wrong with its text.
+    rule, what is wrong with its text. `decision` is what a reviewer said of it; a hinted answer is gold, and
+    no vote of the teacher's.
     """
 
     line: int
@@ -32,7 +34,15 @@ class Candidate:
     error_class: str | None
     error: str | None
     checks: Mapping[str, bool | None] | None = None
+    decision: Decision | None = None
+    hinted: bool = False
+    confidence: float | None = None
     flags: Mapping[str, str] = field(default_factory=dict[str, str])
+
+    @property
+    def is_accepted(self) -> bool:
+        """Whether a person stands behind it."""
+        return self.decision in ("accept", "edit")
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,11 +55,22 @@ class Drop:
 
 @dataclass(frozen=True, slots=True)
 class Rule:
-    """A named rule; `drops` sees only what the rules before it left."""
+    """A named rule; `drops` sees only what the rules before it left, and never what the rule `spares`."""
 
     name: str
     what: str
     drops: Callable[[Sequence[Candidate]], Iterable[Drop]]
+    spares: Callable[[Candidate], bool] = lambda _: False
+
+
+def accepted(candidate: Candidate) -> bool:
+    """Spares what a person accepted or wrote from rules that judge whether a label is good."""
+    return candidate.is_accepted
+
+
+def not_voted(candidate: Candidate) -> bool:
+    """Spares those too on which the samples had no say."""
+    return candidate.is_accepted or candidate.hinted
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,7 +97,9 @@ def tally_votes(candidates: Iterable[Candidate]) -> dict[bytes, Tally]:
     drawn: dict[bytes, set[str]] = defaultdict(set)
     votes: dict[bytes, Counter[str]] = defaultdict(Counter)
     for candidate in candidates:
-        if candidate.prompt is None or candidate.key is None or candidate.key in drawn[candidate.prompt]:
+        if candidate.prompt is None or candidate.key is None or candidate.hinted:
+            continue
+        if candidate.key in drawn[candidate.prompt]:
             continue
         drawn[candidate.prompt].add(candidate.key)
         if candidate.error_class is None and candidate.answer is not None:
@@ -129,7 +152,8 @@ def vote_rule(tallies: Mapping[bytes, Tally], *, min_votes: int) -> Rule:
     def drops(candidates: Sequence[Candidate]) -> Iterable[Drop]:
         return (Drop(one.line, why) for one in candidates if (why := reason(one)))
 
-    return Rule("vote", f"not the most frequent answer of its prompt, or fewer than {min_votes} votes", drops)
+    what = f"not the most frequent answer of its prompt, or fewer than {min_votes} votes"
+    return Rule("vote", what, drops, spares=not_voted)
 
 
 def verified_rule() -> Rule:
@@ -141,7 +165,7 @@ def verified_rule() -> Rule:
                 known = candidate.is_right is not None
                 yield Drop(candidate.line, "the answer is not gold" if known else "the row has no gold")
 
-    return Rule("verified", "the answer does not equal gold", drops)
+    return Rule("verified", "the answer does not equal gold", drops, spares=accepted)
 
 
 def duplicate_rule() -> Rule:
@@ -181,7 +205,7 @@ def share_rule(tallies: Mapping[bytes, Tally], *, least: float) -> Rule:
             if share < least:
                 yield Drop(candidate.line, f"{share:.2f} of the votes")
 
-    return Rule("vote_share", f"less than {least:g} of the votes", drops)
+    return Rule("vote_share", f"less than {least:g} of the votes", drops, spares=not_voted)
 
 
 def confidence_rule(tallies: Mapping[bytes, Tally], *, least: float) -> Rule:
@@ -197,7 +221,30 @@ def confidence_rule(tallies: Mapping[bytes, Tally], *, least: float) -> Rule:
             if sure < least:
                 yield Drop(candidate.line, f"the majority with probability {sure:.2f}")
 
-    return Rule("confidence", f"the majority with a probability below {least:g}", drops)
+    what = f"the majority with a probability below {least:g}"
+    return Rule("confidence", what, drops, spares=not_voted)
+
+
+def calibrated_rule(*, least: float) -> Rule:
+    """Drops answers that are right with too small a probability, as `decant label` calibrated it on gold."""
+
+    def drops(candidates: Sequence[Candidate]) -> Iterable[Drop]:
+        for candidate in candidates:
+            if candidate.confidence is None:
+                yield Drop(candidate.line, "it was never calibrated")
+            elif candidate.confidence < least:
+                yield Drop(candidate.line, f"right with probability {candidate.confidence:.2f}")
+
+    return Rule("calibrated", f"right with a probability below {least:g}", drops, spares=not_voted)
+
+
+def review_rule() -> Rule:
+    """Drops what a reviewer rejected."""
+
+    def drops(candidates: Sequence[Candidate]) -> Iterable[Drop]:
+        return (Drop(one.line, "a reviewer rejected it") for one in candidates if one.decision == "reject")
+
+    return Rule("review", "a reviewer rejected it", drops)
 
 
 def checks_rule(*, all_passed: bool) -> Rule:
@@ -210,16 +257,16 @@ def checks_rule(*, all_passed: bool) -> Rule:
             if bad or (all_passed and not checks):
                 yield Drop(candidate.line, f"not passed: {', '.join(bad)}" if bad else "it was never checked")
 
-    return Rule("checks", "a verifier did not pass it", drops)
+    return Rule("checks", "a verifier did not pass it", drops, spares=accepted)
 
 
-def flag_rule(name: str, what: str) -> Rule:
-    """Drops the labels whose text has this flag."""
+def flag_rule(name: str, what: str, *, judges: bool = False) -> Rule:
+    """Drops the labels whose text has this flag; with `judges`, not what a person accepted."""
 
     def drops(candidates: Sequence[Candidate]) -> Iterable[Drop]:
         return (Drop(one.line, one.flags[name]) for one in candidates if name in one.flags)
 
-    return Rule(name, what, drops)
+    return Rule(name, what, drops, spares=accepted) if judges else Rule(name, what, drops)
 
 
 def near_duplicate_rule(find: Callable[[Sequence[Candidate]], Mapping[bytes, str]]) -> Rule:
@@ -249,13 +296,21 @@ def balance_rule(most: float, *, order: Callable[[Candidate], bytes]) -> Rule:
     return Rule("balance", f"more than {most:g} times the labels of the median answer", drops)
 
 
-def apply_rules(candidates: Sequence[Candidate], rules: Sequence[Rule]) -> dict[str, dict[int, str]]:
-    """Runs the rules in order; per rule, the dropped lines with their reasons, in file order."""
-    dropped: dict[str, dict[int, str]] = {}
+Dropped = dict[str, dict[int, str]]
+"""By rule: the lines that it dropped, with the reasons, in file order."""
+
+
+def apply_rules(
+    candidates: Sequence[Candidate], rules: Sequence[Rule], *, dropped: Dropped | None = None
+) -> Dropped:
+    """Runs the rules in order; what each takes is in `dropped` at once, for later ones to learn from."""
+    dropped = {} if dropped is None else dropped
     left = list(candidates)
     for rule in rules:
-        dropped[rule.name] = {drop.line: drop.reason for drop in rule.drops(left)}
-        left = [candidate for candidate in left if candidate.line not in dropped[rule.name]]
+        judged = [candidate for candidate in left if not rule.spares(candidate)]
+        lines = {drop.line: drop.reason for drop in rule.drops(judged)}
+        dropped[rule.name] = dict(sorted(lines.items()))
+        left = [candidate for candidate in left if candidate.line not in lines]
     return dropped
 
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from decant.dataset import BadRow
+from decant.reviews import Decision, Review
 from decant.task import same_answer
 from decant.wire import canonical_json
 from decant_distill.curate_contamination import Contamination
@@ -14,6 +15,7 @@ from decant_distill.curate_rules import Candidate, Tally, tally_votes
 from decant_distill.curate_text import TextRule
 from decant_distill.labels import Label, read_labels
 from decant_distill.minhash import MinHasher, NearDuplicates, Signature
+from decant_distill.reviewed import after_review
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,6 +25,7 @@ class Survey:
     candidates: dict[int, Candidate]
     unreadable: dict[int, BadRow]
     tallies: dict[bytes, Tally]
+    reviews: Mapping[str, Review]
     signatures: dict[bytes, Signature] = field(default_factory=dict[bytes, Signature])
 
 
@@ -30,8 +33,14 @@ class Surveyor:
     """Reads labels and notes what the rules need; equal answers of one prompt are spelled alike."""
 
     def __init__(
-        self, text_rules: Sequence[TextRule], contamination: Contamination | None, *, with_signatures: bool
+        self,
+        text_rules: Sequence[TextRule],
+        contamination: Contamination | None,
+        *,
+        with_signatures: bool,
+        reviews: Mapping[str, Review],
     ) -> None:
+        self._reviews = reviews
         self._text_rules = text_rules
         self._contamination = contamination
         self._hasher = MinHasher() if with_signatures else None
@@ -46,10 +55,13 @@ class Surveyor:
             if isinstance(label, BadRow):
                 unreadable[line] = label
             else:
-                candidates[line] = self._candidate(line, label)
-        return Survey(candidates, unreadable, tally_votes(candidates.values()), self._signatures)
+                review = self._reviews.get(label.key or "")
+                decision = None if review is None else review.decision
+                candidates[line] = self._candidate(line, after_review(label, review), decision)
+        tallies = tally_votes(candidates.values())
+        return Survey(candidates, unreadable, tallies, self._reviews, self._signatures)
 
-    def _candidate(self, line: int, label: Label) -> Candidate:
+    def _candidate(self, line: int, label: Label, decision: Decision | None) -> Candidate:
         prompt = _digest(canonical_json(label.prompt)) if label.prompt is not None else None
         question = question_digest(label.question)
         answer = label.answer if label.status == "done" else None
@@ -74,6 +86,9 @@ class Surveyor:
             error_class=None if label.status == "done" else label.error_class or "unknown",
             error=label.error,
             checks=label.checks,
+            decision=decision,
+            hinted=bool(label.hinted),
+            confidence=label.confidence,
             flags=flags,
         )
 

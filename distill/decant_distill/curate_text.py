@@ -9,6 +9,7 @@ from typing import Literal
 from pydantic import Field
 
 from decant.config import Config
+from decant_distill.curate_language import language_rule
 from decant_distill.labels import Label
 
 Preset = Literal["none", "instruct", "web"]
@@ -39,6 +40,9 @@ class TextConfig(Config):
     drop_refusals: bool | None = Field(default=None, description="drop answers that decline to answer")
     drop_residue: bool | None = Field(
         default=None, description="drop chat-template tokens, unfilled placeholders and filler text"
+    )
+    languages: tuple[str, ...] = Field(
+        default=(), description="drop labels written in another language than these (en, de, ...)"
     )
     drop_keywords: tuple[str, ...] = Field(default=(), description="drop labels with any of these words")
     require_keywords: tuple[str, ...] = Field(default=(), description="drop labels with none of these words")
@@ -105,12 +109,15 @@ def _rules(config: TextConfig) -> Iterator[TextRule]:
         yield rule("drop_refusals", "declines to answer", _refuses)
     if chosen.drop_residue:
         yield rule("drop_residue", "template residue or filler", _has_residue)
-    yield from _keyword_rules(chosen)
+    yield from _rules_without_a_preset(chosen)
     if config.preset == "web":
         yield from (TextRule(name, what, reason, is_preset=True) for name, what, reason in _WEB)
 
 
-def _keyword_rules(config: TextConfig) -> Iterator[TextRule]:
+def _rules_without_a_preset(config: TextConfig) -> Iterator[TextRule]:
+    if config.languages:
+        what = f"not written in {', '.join(config.languages)}"
+        yield TextRule("languages", what, language_rule(config.languages), is_preset=False)
     if config.drop_keywords:
         bad = _any_of(config.drop_keywords)
 

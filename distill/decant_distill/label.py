@@ -7,6 +7,7 @@ from typing import Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
+from decant.answers import AnswersConfig
 from decant.config import Config, InputPath, OptionalInputPath, OptionalOutputPath, OutputPath
 from decant.endpoint import EndpointConfig, open_endpoint
 from decant.errors import DataError, EndpointError
@@ -14,13 +15,17 @@ from decant.files import write_json, write_jsonl
 from decant.store import RequestStore, store_name
 from decant.task import TaskConfig
 from decant_distill.batch_api import BatchApi
+from decant_distill.calibration import Method
 from decant_distill.label_answers import AnswersConfig
 from decant_distill.label_batch import take_results, write_requests
 from decant_distill.label_batch_api import BatchLabeling, BatchOptions
+from decant_distill.label_calibrate import calibrate
 from decant_distill.label_export import check_export, export
+from decant_distill.label_hint import DEFAULT_HINT
 from decant_distill.label_job import register
+from decant_distill.label_judge import Judge, JudgeConfig, Judging, paid_usd, summary_of
 from decant_distill.label_output import Reader, Tally
-from decant_distill.label_requests import Job, Sampling, Teacher, read_limited
+from decant_distill.label_requests import GOLD_FIELD, Job, Sampling, Teacher, read_limited
 from decant_distill.label_run import LabelRun, Ran
 from decant_distill.label_spend import Prices
 from decant_distill.redact import Redaction, RedactKind
@@ -34,7 +39,7 @@ class LabelConfig(Config):
 
     positional: ClassVar[tuple[str, ...]] = ("data",)
 
-    data: InputPath = Field(description="dataset to label (JSONL, CSV, TSV or Parquet)")
+    data: InputPath = Field(description="dataset to label (JSONL, CSV, TSV, Parquet, or a folder)")
     output: OutputPath = Field(description="label file to write (JSONL); its summary stands beside it")
     store: str | Path | None = Field(
         default=None,
@@ -50,7 +55,7 @@ class LabelConfig(Config):
     verify: tuple[VerifierConfig, ...] = Field(default=(), description="checks of every answer")
     redact: tuple[RedactKind, ...] = Field(
         default=(),
-        description="take these out before a message is sent: email, secret, iban, card, ip, phone",
+        description="email, secret, iban, national_id, card, ip, phone: taken out before a message is sent",
     )
     samples: int = Field(default=1, ge=1, description="answers to draw for each row")
     max_samples: int | None = Field(
@@ -97,6 +102,17 @@ class LabelConfig(Config):
     export: OptionalOutputPath = Field(
         default=None, description="also write all that the store holds into this file (JSONL or .parquet)"
     )
+    logprobs: bool = Field(
+        default=False, description="ask for the answers' log-probabilities; not all endpoints give them"
+    )
+    hint: bool = Field(
+        default=False, description="show gold to the teacher where all its samples miss it, and ask why"
+    )
+    hint_text: str = Field(default=DEFAULT_HINT, description="what it is told then, with {gold}")
+    judge: JudgeConfig | None = Field(default=None, description="another model that marks each label")
+    calibrate: Method | None = Field(
+        default=None, description="turn votes, log-probability and mark into a probability, on rows with gold"
+    )
     drop_gold: bool = Field(
         default=False, description="leave gold out of the labels, as if the data had none"
     )
@@ -109,6 +125,12 @@ class LabelConfig(Config):
             raise ValueError(f"max_samples must be more than samples, which is {self.samples}")
         if self.batch_results is not None and self.format != "openai-batch":
             raise ValueError("batch_results needs format = openai-batch")
+        if self.drop_gold and (self.hint or self.calibrate):
+            raise ValueError("hint and calibrate need gold, which drop_gold leaves out")
+        if GOLD_FIELD not in self.hint_text:
+            raise ValueError(f"hint_text must say {GOLD_FIELD}")
+        if self.judge is not None and self.format != "online":
+            raise ValueError("a judge is asked online; label with the batch first, then add the judge")
         if self.format != "online" and self.endpoint.model is None:
             raise ValueError(f"format = {self.format} needs the endpoint's base_url and model")
         if self.format != "online" and self.estimate is not None:
@@ -117,6 +139,9 @@ class LabelConfig(Config):
             raise ValueError(
                 "budget_usd needs the endpoint's prices (price_per_hour or usd_per_million_*_tokens)"
             )
+        judge = self.judge
+        if self.budget_usd is not None and judge is not None and Prices.of(judge.endpoint) is None:
+            raise ValueError("budget_usd needs the prices of the judge's endpoint too")
         return self
 
     @property
@@ -188,6 +213,8 @@ async def _label_by_batches(config: LabelConfig, verifiers: Mapping[str, Verifie
 async def _label(config: LabelConfig, verifiers: Mapping[str, Verifier]) -> dict[str, Any] | None:
     log_dir = config.output.with_suffix(".serve")
     with RequestStore.open(config.store_path) as store:
+        judging = _judging(config)
+        judged_usd = judging.paid_before_usd(store) if judging is not None else 0.0
         async with open_endpoint(config.endpoint, log_dir=log_dir) as endpoint:
             teacher = Teacher(model=endpoint.model, revision=endpoint.description.get("manifest_sha256"))
             job = _job(config, teacher)
@@ -196,7 +223,7 @@ async def _label(config: LabelConfig, verifiers: Mapping[str, Verifier]) -> dict
                 store,
                 endpoint,
                 prices=Prices.of(config.endpoint),
-                budget_usd=config.budget_usd,
+                budget_usd=None if config.budget_usd is None else config.budget_usd - judged_usd,
                 concurrency=config.concurrency,
                 max_attempts=config.max_attempts,
             )
@@ -205,7 +232,28 @@ async def _label(config: LabelConfig, verifiers: Mapping[str, Verifier]) -> dict
                 print((await label_run.estimate(config.estimate, timeout_s=timeout_s)).describe())
                 return None
             ran = await label_run.ask_all(timeout_s=timeout_s)
-        return await asyncio.to_thread(_write, config, job, store, ran, verifiers)
+        judged = None if judging is None else await _judge(config, judging, job, store)
+        return await asyncio.to_thread(_write, config, job, store, ran, verifiers, judged=judged)
+
+
+def _judging(config: LabelConfig) -> Judging | None:
+    if config.judge is None:
+        return None
+    data = config.output.with_suffix(".judge.jsonl")
+    return Judging(config.judge, data, config.output.with_suffix(".judge"), config.seed)
+
+
+async def _judge(
+    config: LabelConfig, judging: Judging, job: Job, store: RequestStore
+) -> tuple[Judge, dict[str, Any]]:
+    """Has the labels marked, with what the budget leaves."""
+    left_usd = config.budget_usd
+    if left_usd is not None:
+        left_usd -= await asyncio.to_thread(paid_usd, job, store)
+    rows = Reader(job, {}, drop_gold=True).rows(store)
+    labels = (label for labels in rows for label in labels)
+    judge, ran = await judging.run(labels, store, budget_usd=left_usd, max_attempts=config.max_attempts)
+    return judge, await asyncio.to_thread(summary_of, judge, ran, store)
 
 
 def _label_batch(config: LabelConfig, verifiers: Mapping[str, Verifier]) -> dict[str, Any] | None:
@@ -247,14 +295,27 @@ def _job(config: LabelConfig, teacher: Teacher) -> Job:
         limit=config.limit,
         answers=config.answers,
         redact=Redaction(config.redact) if config.redact else None,
+        hint=config.hint_text if config.hint else None,
+        logprobs=config.logprobs,
     )
 
 
 def _write(
-    config: LabelConfig, job: Job, store: RequestStore, ran: Ran, verifiers: Mapping[str, Verifier]
+    config: LabelConfig,
+    job: Job,
+    store: RequestStore,
+    ran: Ran,
+    verifiers: Mapping[str, Verifier],
+    *,
+    judged: tuple[Judge, dict[str, Any]] | None = None,
 ) -> dict[str, Any]:
     tally = Tally()
-    reader = Reader(job, verifiers, drop_gold=config.drop_gold)
+    judge, marked = judged or (None, None)
+    reader = Reader(job, verifiers, drop_gold=config.drop_gold, judge=judge)
+    calibration = None
+    if config.calibrate is not None:
+        rate, calibration = calibrate(reader.rows(store), config.calibrate)
+        reader = Reader(job, verifiers, drop_gold=config.drop_gold, judge=judge, rate=rate)
     write_jsonl(config.output, reader.read_back(store, tally=tally))
     if config.export is not None:
         export(store, config.export)
@@ -271,6 +332,9 @@ def _write(
         "samples": config.samples,
         **(adaptive if config.max_samples is not None else {}),
         "temperature": config.temperature,
+        **({"without_logprob": tally.without_logprob} if config.logprobs else {}),
+        **({"judge": marked} if marked is not None else {}),
+        **({"calibration": calibration} if calibration is not None else {}),
     }
     write_json(config.summary_path, summary)
     return summary
@@ -280,6 +344,11 @@ def _describe(summary: dict[str, Any], config: LabelConfig) -> str:
     reasons = ", ".join(f"{name} {count}" for name, count in summary["by_error"].items())
     failed = f"; {summary['failed']} failed: {reasons}" if reasons else ""
     cost = f", ${summary['cost_usd']:.4g} in all" if summary["cost_usd"] is not None else ""
+    calibration = summary.get("calibration") or {}
+    if "skipped" in calibration:
+        cost += f"; not calibrated: {calibration['skipped']}"
+    elif calibration:
+        cost += f"; calibration error {calibration['ece_before']:.3f} -> {calibration['ece_after']:.3f}"
     return (
         f"{summary['done']} of {summary['rows']} labeled in {summary['run_s']:.1f} s, "
         f"{summary['reused']} reused{cost}{failed} -> {config.output}"

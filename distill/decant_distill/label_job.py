@@ -214,6 +214,7 @@ def _answer(job: Job, completion: Completion, cost_usd: float | None) -> Answer:
         usage=completion.usage,
         cost_usd=cost_usd,
         latency_s=completion.timing.e2e_s,
+        logprobs=completion.logprobs,
     )
 
 

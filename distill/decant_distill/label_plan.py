@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from itertools import islice
 
 from decant import store
+from decant_distill.label_hint import reaches
 from decant_distill.label_requests import Ask, Job, Question, Unaskable
 from decant_distill.label_votes import further_samples
 
@@ -24,8 +25,9 @@ class Planned:
 def plan(job: Job, get_many: GetMany) -> Iterator[list[Planned]]:
     """The job's rows in dataset order, some hundred at a time, with the requests that they need by now.
 
-    With `max_samples`, a row whose answers are all there and do not agree surely enough needs more. The plan
-    follows from the dataset and the stored answers alone, whoever makes it.
+    With `max_samples`, a row whose answers are all there and do not agree surely enough needs more; with a
+    hint, one whose answers all miss gold is asked why gold is right. The plan follows from the dataset and
+    the stored answers alone, whoever makes it.
     """
     rows = iter(job)
     while chunk := list(islice(rows, _ROWS_PER_CHUNK)):
@@ -48,6 +50,8 @@ def _planned(job: Job, rows: list[Question | Unaskable], get_many: GetMany) -> l
         undecided = asks
         while undecided:
             undecided = _extend(job, undecided, get_many)
+    if job.hint is not None:
+        _hint(job, asks, get_many)
     return [Planned(row, tuple(asks.get(place, ()))) for place, row in enumerate(rows)]
 
 
@@ -62,6 +66,23 @@ def _extend(job: Job, asks: dict[int, list[Ask]], get_many: GetMany) -> dict[int
             drawn.extend(job.ask(question, sample) for sample in range(count, count + further))
             extended[place] = drawn
     return extended
+
+
+def _hint(job: Job, asks: dict[int, list[Ask]], get_many: GetMany) -> None:
+    """Adds one hinted request to each row whose samples are all there and all miss its gold."""
+    known = get_many([ask.key for drawn in asks.values() for ask in drawn])
+    for drawn in asks.values():
+        question = drawn[0].question
+        labels = [known.get(ask.key) for ask in drawn]
+        if question.gold is not None and all(_misses(job, label, question.gold) for label in labels):
+            drawn.append(job.ask(question, len(drawn), hinted=True))
+
+
+def _misses(job: Job, label: store.Label | None, gold: str) -> bool:
+    if label is None or label.status != "done" or label.response is None:
+        return False  # a request that failed says nothing of what the teacher can do
+    said = job.read(label.response, label.finish_reason).answer
+    return said is None or not reaches(said, gold)
 
 
 def _further(job: Job, labels: list[store.Label | None]) -> int:

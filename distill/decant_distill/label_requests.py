@@ -2,20 +2,21 @@
 
 import hashlib
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
+from decant.answers import AnswersConfig, Reading, read_response, whole_response
 from decant.dataset import BadRow, Row, read_rows
 from decant.errors import DataError
 from decant.store import Answer, NewLabel
 from decant.task import Message, TaskConfig
-from decant.wire import Usage, canonical_json, request_key
-from decant_distill.label_answers import AnswersConfig, Reading, read_response, whole_response
+from decant.wire import TokenLogprob, Usage, canonical_json, request_key
 
 _SEEDS = 2**31
+GOLD_FIELD = "{gold}"
 
 Redactor = Callable[[list[Message], str | None], tuple[list[Message], str | None, dict[str, int] | None]]
 """Takes what is private out of the messages and the true answer; says how many of each kind it took."""
@@ -56,12 +57,13 @@ class Question:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Ask:
-    """One sample of one row: a request."""
+    """One sample of one row: a request. A hinted one shows gold to the teacher and asks why."""
 
     question: Question
     sample: int
     key: str
     request: dict[str, Any]
+    hinted: bool = False
 
     def to_store(self, teacher: Teacher, prompt_version: str) -> NewLabel:
         """The store's row for this request."""
@@ -95,6 +97,8 @@ class Job:
     limit: int | None
     answers: AnswersConfig = field(default_factory=AnswersConfig)
     redact: Redactor | None = None
+    hint: str | None = None
+    logprobs: bool = False
 
     def __iter__(self) -> Iterator[Question | Unaskable]:
         for row in read_limited(self.data, self.limit):
@@ -114,9 +118,14 @@ class Job:
         template = self.task.prompt_template()
         return f"{template.name}@{template.version}" if template is not None else None
 
-    def ask(self, question: Question, sample: int) -> Ask:
-        """The request for one sample of a row."""
-        messages = question.messages
+    @property
+    def grows(self) -> bool:
+        """Whether answers may call for further requests."""
+        return self.sampling.max_samples is not None or self.hint is not None
+
+    def ask(self, question: Question, sample: int, *, hinted: bool = False) -> Ask:
+        """The request for one sample of a row; a hinted one needs its gold."""
+        messages = self._hinted(question) if hinted else question.messages
         request: dict[str, Any] = {
             "model": self.teacher.model,
             "messages": messages,
@@ -124,6 +133,8 @@ class Job:
             "temperature": self.sampling.temperature,
             **self.answers.request_fields(),
         }
+        if self.logprobs:
+            request["logprobs"] = True
         if self.sampling.top_p is not None:
             request["top_p"] = self.sampling.top_p
         if self.sampling.seed is not None:
@@ -131,7 +142,14 @@ class Job:
         key = request_key(
             model=self.teacher.model, revision=self.teacher.revision, request=request, sample_index=sample
         )
-        return Ask(question=question, sample=sample, key=key, request=request)
+        return Ask(question=question, sample=sample, key=key, request=request, hinted=hinted)
+
+    def _hinted(self, question: Question) -> list[Message]:
+        assert self.hint is not None
+        assert question.gold is not None
+        *before, last = question.messages
+        hint = self.hint.replace(GOLD_FIELD, question.gold)
+        return [*before, {**last, "content": f"{last['content']}\n\n{hint}"}]
 
     def read(self, response: str, finish_reason: str | None) -> Reading:
         """What an answer says, by the form that the job asks for."""
@@ -146,6 +164,7 @@ class Job:
         usage: Usage | None,
         cost_usd: float | None,
         latency_s: float | None = None,
+        logprobs: Sequence[TokenLogprob] | None = None,
     ) -> Answer:
         """What the store keeps of an answer."""
         response = whole_response(text, reasoning)
@@ -159,6 +178,7 @@ class Job:
             completion_tokens=usage.completion_tokens if usage else None,
             cost_usd=cost_usd,
             latency_s=latency_s,
+            logprob=answer_logprob(logprobs, reading.answer),
         )
 
     def _question(self, row: Row | BadRow) -> Question | Unaskable:
@@ -205,3 +225,21 @@ def request_seed(seed: int, messages: list[Message], sample: int) -> int:
 def read_limited(data: Path, limit: int | None) -> Iterator[Row | BadRow]:
     """The first `limit` rows of a dataset, bad ones included."""
     return islice(read_rows(data), limit)
+
+
+def answer_logprob(tokens: Sequence[TokenLogprob] | None, answer: str | None) -> float | None:
+    """The mean log-probability of the answer's own tokens, where it last stands; None where it does not.
+
+    The reasoning is left out: its length and wording say little about whether the answer is right.
+    """
+    if not tokens or not answer:
+        return None
+    start = "".join(token.token for token in tokens).rfind(answer)
+    if start < 0:
+        return None
+    reached, found = 0, list[float]()
+    for token in tokens:
+        before, reached = reached, reached + len(token.token)
+        if before < start + len(answer) and reached > start:
+            found.append(token.logprob)
+    return sum(found) / len(found) if found else None

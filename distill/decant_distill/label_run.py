@@ -63,7 +63,7 @@ class LabelRun:
             if not registered.open:
                 break
             await self._round(registered, purse, number=number, timeout_s=timeout_s)
-            if self._job.sampling.max_samples is None:
+            if not self._job.grows:
                 break
             registered = await asyncio.to_thread(register, self._job, self._store, reopen=False)
         return Ran(

@@ -20,7 +20,9 @@ class Label:
 
     `key` names the request in the store, `line` the row in the dataset. Rows that never became a request have
     neither key nor prompt. `votes` of the `drawn` samples gave this answer. `checks` is what each verifier
-    said, None where it did not apply; `check_notes` say why one failed. `redacted` counts by kind.
+    said, None where it did not apply; `check_notes` say why one failed. `redacted` counts by kind. `hinted`:
+    the teacher was shown gold and asked why, which `prompt` leaves out. `logprob` is the mean of the answer's
+    tokens, `judge` another model's mark from 0 to 1, `confidence` the calibrated probability of being right.
     """
 
     id: str
@@ -50,6 +52,10 @@ class Label:
     checks: dict[str, bool | None] | None = None
     check_notes: dict[str, str] | None = None
     redacted: dict[str, int] | None = None
+    hinted: bool | None = None
+    logprob: float | None = None
+    judge: float | None = None
+    confidence: float | None = None
 
     def to_fields(self) -> dict[str, Any]:
         """The line's JSON object; what only some jobs or rows have stands there where it is."""
@@ -103,6 +109,10 @@ _OPTIONAL = frozenset(
         "checks",
         "check_notes",
         "redacted",
+        "hinted",
+        "logprob",
+        "judge",
+        "confidence",
     }
 )
 _ABSENT: dict[str, Any] = {"line": 0, "key": None, "prompt": None, "teacher": ""}

@@ -1,6 +1,7 @@
 """Takes what is private out of texts: addresses, numbers and keys become placeholders such as [EMAIL_1].
 
-What has a checksum (cards, IBANs) or a grammar (IP addresses) is checked, so that other numbers stay.
+What has a checksum (cards, IBANs, most identity numbers) or a grammar (IP addresses) is checked, so that
+other numbers stay.
 Names of people are not found: that takes a model.
 """
 
@@ -12,8 +13,9 @@ from dataclasses import dataclass
 from typing import Literal, get_args
 
 from decant.task import Message
+from decant_distill.national_ids import find_national_ids
 
-RedactKind = Literal["email", "secret", "iban", "card", "ip", "phone"]
+RedactKind = Literal["email", "secret", "iban", "national_id", "card", "ip", "phone"]
 KINDS: tuple[RedactKind, ...] = get_args(RedactKind)
 
 
@@ -202,6 +204,7 @@ _FINDERS: dict[RedactKind, _Finder] = {
     "email": _emails,
     "secret": _secrets,
     "iban": _ibans,
+    "national_id": find_national_ids,
     "card": _cards,
     "ip": _ips,
     "phone": _phones,

@@ -11,9 +11,9 @@ from pydantic import Field
 
 from decant.config import Config, nearest
 from decant.errors import ConfigError, StageError
+from decant.json_schema import check_schema, problems
 from decant.task import same_answer
 from decant_distill.arithmetic import number_in, wrong_equation
-from decant_distill.json_schema import check_schema, problems
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -172,3 +172,23 @@ def test_conditions_are_recorded_with_the_numbers(tmp_path: Path) -> None:
     assert record.hardware["cores"] >= 1
     assert record.versions["python"].startswith("3.")
     assert record.config["stage"] == "student"
+
+
+@pytest.mark.parametrize(
+    ("form", "text"),
+    [("tag", "Two. <answer>1</answer>"), ("json", '{"reasoning": "Two.", "answer": "1"}')],
+)
+def test_an_answer_is_read_in_the_form_that_was_asked_for(tmp_path: Path, form: str, text: str) -> None:
+    with serving(lambda _: Reply(text=text)) as server:
+        row = evaluate(tmp_path, server, answers={"form": form}).predictions[0]
+        asked = server.bodies[0]
+
+    assert (row.answer, row.reasoning, row.correct) == ("1", "Two.", True)
+    assert ("response_format" in asked) == (form == "json")
+
+
+def test_a_marker_is_no_answer_where_a_tag_was_asked_for(tmp_path: Path) -> None:
+    with serving(lambda _: Reply(text="Answer: 1")) as server:
+        row = evaluate(tmp_path, server, answers={"form": "tag"}).predictions[0]
+
+    assert (row.answer, row.correct, row.status) == (None, False, "done")

@@ -8,6 +8,8 @@ import pytest
 
 from decant.config import load_config
 from decant.errors import DataError
+from decant.reviews import Review, add_review
+from decant.store import RequestStore
 from decant_distill.curate import CurateConfig, run
 from decant_distill.curate_survey import question_digest
 
@@ -173,3 +175,50 @@ def test_the_report_goes_where_it_is_asked_to(tmp_path: Path) -> None:
     values = {"labels": write(tmp_path / "labels.jsonl", votes("a", "7")), "output": tmp_path / "out.jsonl"}
     run(load_config(CurateConfig, values={**values, "report": tmp_path / "why.json"}))
     assert json.loads((tmp_path / "why.json").read_text())["rows_out"] == 1
+
+
+def test_what_a_reviewer_rejected_never_enters_and_an_edit_replaces_the_answer(tmp_path: Path) -> None:
+    rows = [*votes("a", "7", "7", "3"), label("b", 0, None, error_class="length", error="cut")]
+    decisions = [
+        Review(of="a-0", version=1, decision="reject"),
+        Review(of="a-2", version=1, decision="reject"),
+        Review(of="a-2", version=2, decision="edit", answer="8", reasoning="better"),
+        Review(of="b-0", version=1, decision="edit", answer="9"),
+    ]
+    with RequestStore.open(tmp_path / "labels.store.sqlite") as requests:
+        for decision in decisions:
+            add_review(requests, decision, row_id="r", sample=0, asked=[])
+    kept, report = curate(tmp_path, rows, keep="majority", min_votes=1)
+    found = [(row["id"], row["sample"], row["answer"], row["reasoning"], row.get("reviewed")) for row in kept]
+    assert found == [
+        ("a", 1, "7", "thought 1", None),
+        ("a", 2, "8", "better", "edit"),
+        ("b", 0, "9", None, "edit"),
+    ]
+    assert kept[1]["label_key"] == decisions[2].key
+    assert dropped(report) == {"review": 1}
+    assert report["reviews"] == {"reject": 1, "edit": 2}
+
+
+def test_what_a_person_accepted_is_not_judged_again(tmp_path: Path) -> None:
+    with RequestStore.open(tmp_path / "own.sqlite") as requests:
+        accepted = Review(of="a-1", version=1, decision="accept")
+        add_review(requests, accepted, row_id="a", sample=1, asked=[])
+    rows = votes("a", "7", "3", "3", gold="7")
+    kept, _ = curate(tmp_path, rows, keep="verified", reviews=tmp_path / "own.sqlite")
+    assert [row["sample"] for row in kept] == [0, 1]
+    with pytest.raises(DataError, match="no such store"):
+        curate(tmp_path, rows, reviews=tmp_path / "none.sqlite")
+
+
+def test_every_dropped_line_is_listed_and_shown_on_a_page_that_loads_nothing(tmp_path: Path) -> None:
+    rows = votes("<script>1</script>", *["7"] * 60, *["3"] * 50)
+    _, report = curate(tmp_path, rows, keep="majority")
+    lines = [json.loads(line) for line in (tmp_path / "curation.dropped.jsonl").read_text().splitlines()]
+    assert [line["line"] for line in lines] == list(range(61, 111))
+    assert lines[0]["rule"] == "vote"
+    page = (tmp_path / "curation.html").read_text()
+    assert page.count("<details>") == 40
+    assert "<script" not in page
+    assert "http" not in page
+    assert len(report["rules"][4]["examples"]) == 3

@@ -4,10 +4,10 @@ from pathlib import Path
 
 import pytest
 
+from decant.answers import read_response
 from decant.config import load_config
 from decant.errors import ConfigError, DataError
 from decant_distill.label import LabelConfig, run
-from decant_distill.label_answers import read_response
 from tests.distill.loopback_teacher import (
     Teacher,
     answer,

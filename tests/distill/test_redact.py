@@ -53,3 +53,50 @@ def test_gold_gets_the_placeholder_of_the_message() -> None:
     clean, gold, counts = Redaction(("email",))(messages, "a@b.io")
     assert [message["content"] for message in clean] == ["s@s.io", "From [EMAIL_1] to [EMAIL_2]"]
     assert (gold, counts) == ("[EMAIL_2]", {"email": 2})
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "SSN: 123-45-6789",
+        "his social security number is 123456789",
+        "NINO AB 12 34 56 C",
+        "DNI 12345678Z",
+        "NIE X-1234567-L",
+        "NIR 2 55 08 14 168 025 38",
+        "CF RSSMRA85T10A562S",
+        "Steuer-ID 86 095 742 719",
+        "BSN 111222333",
+        "PESEL 44051401359",
+        "身份证 11010519491231002X",
+        "Aadhaar 2341 2341 2346",
+    ],
+)
+def test_identity_numbers_are_found_by_shape_and_check_digit(text: str) -> None:
+    assert "[NATIONAL_ID_1]" in Placeholders(("national_id",)).redact(text)
+    assert not any(character.isdigit() for character in Placeholders(("national_id",)).redact(text)[:-4])
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "SSN: 000-45-6789",
+        "SSN: 923-45-6789",
+        "call 123456789",  # no word names it
+        "NINO QQ 12 34 56 C",
+        "DNI 12345678A",
+        "NIR 2 55 08 14 168 025 39",
+        "CF RSSMRA85T10A562T",
+        "Steuer-ID 86 095 742 718",
+        "BSN 111222334",
+        "PESEL 44051401358",
+        "PESEL 44951401359",
+        "order 110105194912310021",
+        "11010519491331002X",  # no such month
+        "Aadhaar 2341 2341 2347",
+        "part 12-345-6789, 2024-05-17, 3.14159265358979",
+        "1234567890123456789012",
+    ],
+)
+def test_numbers_that_fail_their_check_stay(text: str) -> None:
+    assert find_private(text, ("national_id",)) == []

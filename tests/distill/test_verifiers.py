@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from decant.errors import ConfigError, StageError
-from decant_distill.json_schema import check_schema, problems
+from decant.json_schema import check_schema, problems
 from decant_distill.verifiers import Statement, Verdict, Verifier, VerifierConfig, load_verifiers, verdicts
 
 

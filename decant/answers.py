@@ -1,4 +1,4 @@
-"""How a teacher writes its answers, and how they are told from the reasoning: marker, tag or JSON schema."""
+"""How a model writes its answers, and how they are told from the reasoning: marker, tag or JSON schema."""
 
 import json
 import re
@@ -8,8 +8,8 @@ from typing import Any, Literal, Self, cast
 from pydantic import Field, model_validator
 
 from decant.config import Config
+from decant.json_schema import check_schema, problems
 from decant.task import TaskConfig, parse_response, split_thoughts
-from decant_distill.json_schema import check_schema, problems
 
 AnswerForm = Literal["marker", "tag", "json"]
 
@@ -73,7 +73,7 @@ def read_response(
     response: str, finish_reason: str | None, task: TaskConfig, answers: AnswersConfig | None = None
 ) -> Reading:
     """Splits an answer. One that did not end by itself is no label, whatever it says: it may lack its end."""
-    reading = _read(response, task, answers or AnswersConfig())
+    reading = read_text(response, task, answers or AnswersConfig())
     if finish_reason == CUT:
         error = f"finish_reason=length: cut at max_tokens = {task.max_tokens}"
         return Reading(reading.reasoning, None, CUT, error)
@@ -83,7 +83,8 @@ def read_response(
     return reading
 
 
-def _read(response: str, task: TaskConfig, answers: AnswersConfig) -> Reading:
+def read_text(response: str, task: TaskConfig, answers: AnswersConfig) -> Reading:
+    """Splits what a response says, however it ended."""
     if answers.form == "tag":
         return _read_tag(response, answers.tag)
     if answers.form == "json":
