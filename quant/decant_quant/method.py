@@ -53,6 +53,7 @@ class Method(Protocol):
 
 _GGUF = "decant_quant.methods.gguf_method:build"
 _GPTQ = "decant_quant.methods.gptq.method:build"
+_HF = "decant_quant.methods.hf_method:build"
 _DEQUANTIZE = "decant_quant.methods.dequantize:build"
 
 # name -> "module:factory"; the factory takes the name's part after the colon, and the options.
@@ -66,6 +67,8 @@ METHODS: Mapping[str, str] = {
     "gguf:Q4_1": _GGUF,
     "gguf:Q4_0": _GGUF,
     "gptq": _GPTQ,
+    "hf:F16": _HF,
+    "hf:BF16": _HF,
     "dequantize:F32": _DEQUANTIZE,
     "dequantize:F16": _DEQUANTIZE,
     "dequantize:BF16": _DEQUANTIZE,

@@ -12,7 +12,7 @@ from decant.config import Config, OptionalInputPath
 class GptqConfig(Config):
     """The grid of a GPTQ checkpoint and how its codes are found."""
 
-    bits: Literal[4, 8] = Field(default=4, description="bits per weight")
+    bits: Literal[2, 3, 4, 8] = Field(default=4, description="bits per weight")
     group_size: Literal[-1, 32, 64, 128, 256] = Field(
         default=128, description="input columns that share a scale; -1: all of them"
     )

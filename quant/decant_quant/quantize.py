@@ -32,12 +32,13 @@ class QuantizeConfig(Config):
     output: OutputPath = Field(description="artifact folder to write; an older one of ours is replaced")
     method: str = Field(
         default="gguf:Q8_0",
-        description="gguf:F32, BF16, F16, Q8_0, Q5_1, Q5_0, Q4_1 or Q4_0; gptq;"
+        description="gguf:F32, BF16, F16, Q8_0, Q5_1, Q5_0, Q4_1 or Q4_0; gptq; hf:F16 or BF16;"
         " dequantize:F32, F16 or BF16 (a gptq folder back to plain weights)",
     )
     gptq: GptqConfig = Field(default=GptqConfig(), description="the grid of the gptq method")
     calibration: CalibrationConfig = Field(
-        default=CalibrationConfig(), description="the rows that gptq calibrates and measures on"
+        default=CalibrationConfig(),
+        description="the rows to calibrate on (gptq), and to measure on (all that quantize)",
     )
 
     @field_validator("method")

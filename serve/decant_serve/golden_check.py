@@ -11,6 +11,9 @@ STAGE = "served"
 # By manifest method; whatever is not listed is stored in 16 bits or more.
 _PRECISIONS = {
     "gguf:Q8_0": "q8",
+    "gguf:Q5_1": "q8",
+    "gguf:Q5_0": "q8",
+    "gguf:Q4_1": "q4",
     "gguf:Q4_0": "q4",
     "gptq": "q4",
     "dequantize:F32": "q4",

@@ -8,12 +8,12 @@ import safetensors.torch
 import torch
 
 from decant.errors import QuantizeError
-from decant_quant.methods.gptq.decoder import build_decoder
-from decant_quant.methods.gptq.families import FAMILIES
+from decant_quant.methods.decoder import build_decoder
+from decant_quant.methods.decoder_families import FAMILIES
 from decant_quant.methods.gptq.grid import Grid, GridSpec, search_grid
 from decant_quant.methods.gptq.packing import dequantize, pack, unpack
-from decant_quant.methods.gptq.quality import final_states
 from decant_quant.methods.gptq.solve import Solved, SolveSpec, inverse_factor, round_to_nearest, solve
+from decant_quant.methods.quality import final_states
 
 
 def spec(

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from decant_quant.methods.gptq.decoder import Batch, Decoder
+from decant_quant.methods.decoder import Batch, Decoder
 from decant_quant.methods.gptq.grid import Grid, layout_of
 from decant_quant.methods.gptq.packing import OFFSETS, dequantize, pack
 from decant_quant.methods.gptq.solve import Solved, SolveSpec, solve

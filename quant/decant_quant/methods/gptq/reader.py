@@ -1,6 +1,6 @@
 # torch leaves some of its types open.
 # pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
-"""Reading checkpoints by the names of an unquantized one: plain folders, and folders in the GPTQ format."""
+"""Reading folders in the GPTQ format by the names of the unquantized checkpoint."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -9,20 +9,13 @@ from typing import TYPE_CHECKING, Any
 
 from decant.errors import QuantizeError
 from decant_quant.checkpoint import Checkpoint, StoredTensor, open_quantized
-from decant_quant.methods.gptq.packing import OFFSETS, PARTS, dequantize, packed_from
+from decant_quant.methods.gptq.packing import BITS, OFFSETS, PARTS, dequantize, packed_from
+from decant_quant.methods.reading import read_plain
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 _SUFFIX = ".weight"
-
-
-def read_plain(checkpoint: Checkpoint, names: Sequence[str]) -> "Mapping[str, Tensor]":
-    """Tensors of an unquantized checkpoint, as float32."""
-    import torch
-
-    stored = [checkpoint.tensors[name] for name in names]
-    return {t.name: torch.from_numpy(t.widen(t.read())) for t in stored}
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,10 +66,10 @@ def open_gptq(folder: Path) -> GptqCheckpoint:
     settings: Mapping[str, Any] = checkpoint.config["quantization_config"]
     method, layout = settings.get("quant_method"), settings.get("checkpoint_format", "gptq")
     bits = settings.get("bits")
-    if method != "gptq" or layout not in OFFSETS or bits not in (4, 8):
+    if method != "gptq" or layout not in OFFSETS or bits not in BITS:
         raise QuantizeError(
-            f"{folder}: is quantized with {method}, {bits} bits, layout {layout}; only gptq of 4 or 8 bits in"
-            f" the layouts {' and '.join(OFFSETS)} can be restored"
+            f"{folder}: is quantized with {method}, {bits} bits, layout {layout}; only gptq of 2, 3, 4 or 8"
+            f" bits in the layouts {' and '.join(OFFSETS)} can be restored"
         )
     return GptqCheckpoint(checkpoint, bits, OFFSETS[layout])
 

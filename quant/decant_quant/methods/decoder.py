@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from decant.errors import MissingExtraError, QuantizeError
-from decant_quant.methods.gptq.families import Block, Family
+from decant_quant.methods.decoder_families import Block, Family
 
 if TYPE_CHECKING:
     from torch import Tensor
