@@ -46,10 +46,23 @@ class CalibrationConfig(Config):
     seed: int = Field(default=0, description="same seed, same rows")
 
 
+class RecoverConfig(Config):
+    """How `--recover` trains the scales of a quantized model."""
+
+    epochs: int = Field(default=8, ge=1, description="passes over the calibration rows")
+    learning_rate: float = Field(
+        default=1e-3, gt=0, le=0.1, description="largest step of a scale's relative change, falling to zero"
+    )
+    batch_tokens: int = Field(default=2048, ge=1, description="calibration tokens per step, about")
+
+
 @dataclass(frozen=True, slots=True)
 class Options:
-    """What a method may need beside the model: its tables, and a folder to resume from (None: no resume)."""
+    """What a method may need beside the model: its tables, a folder to resume from (None: no resume),
+    and how to recover (None: not at all).
+    """
 
     gptq: GptqConfig = field(default_factory=GptqConfig)
     calibration: CalibrationConfig = field(default_factory=CalibrationConfig)
     progress_folder: Path | None = None
+    recovery: RecoverConfig | None = None

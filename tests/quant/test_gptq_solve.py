@@ -172,7 +172,7 @@ def test_a_row_of_zeros_stays_zero() -> None:
         assert not restored(solved, 4)[7].any()
 
 
-@pytest.mark.parametrize("bits", [4, 8])
+@pytest.mark.parametrize("bits", [2, 3, 4, 8])
 @pytest.mark.parametrize("offset", [0, 1])
 def test_packing_and_unpacking_change_no_bit(bits: int, offset: int) -> None:
     generator = torch.Generator().manual_seed(1)

@@ -28,9 +28,10 @@ STAGE = "quantized"
 class Quality:
     """Held-out loss of a quantized model; `tokens` were scored, those of the answers where rows have one.
 
-    `kl_mean_low` and `kl_mean_high` bound the mean divergence: a 95 % bootstrap over rows, for a row's tokens
-    are not independent. `flips` is the share of tokens whose greedy guess was right and became wrong or the
-    other way round (arXiv 2407.09141): losses and gains that cancel in an accuracy both count.
+    `kl_mean_low` and `kl_mean_high` bound the mean divergence, `top1_agreement_low` the agreement: a 95 %
+    bootstrap over rows, for a row's tokens are not independent. `flips` is the share of tokens whose greedy
+    guess was right and became wrong or the other way round (arXiv 2407.09141): losses and gains that cancel
+    in an accuracy both count.
     """
 
     rows: int
@@ -43,6 +44,7 @@ class Quality:
     kl_p99: float
     kl_max: float
     top1_agreement: float
+    top1_agreement_low: float
     flips: float
 
     def sentence(self) -> str:
@@ -98,7 +100,7 @@ def measure(
     return Measured(
         quality=_quality(scored, lengths),
         layers=layers,
-        kl_by_row=_kl_by_row(scored, lengths),
+        kl_by_row=_by_length(scored.kl, lengths),
     )
 
 
@@ -136,11 +138,8 @@ def _score(
 
 
 def _quality(scored: _Scored, lengths: Sequence[int]) -> Quality:
-    by_row = _kl_by_row(scored, lengths)
-    # A file that lost nothing has no spread either, and 0/1 outcomes would get another kind of interval.
-    bounds = (
-        paired_difference([0.0] * len(by_row), by_row, seed=0).interval if any(by_row) else Interval(0, 0)
-    )
+    bounds = _interval(_by_length(scored.kl, lengths))
+    disagreement = _interval(_by_length((~scored.same).double(), lengths))
     return Quality(
         rows=len(lengths),
         tokens=len(scored.kl),
@@ -152,13 +151,20 @@ def _quality(scored: _Scored, lengths: Sequence[int]) -> Quality:
         kl_p99=percentile(scored.kl.tolist(), 99),
         kl_max=float(scored.kl.max()),
         top1_agreement=float(scored.same.double().mean()),
+        top1_agreement_low=1.0 - disagreement.high,
         flips=float(scored.flipped.double().mean()),
     )
 
 
-def _kl_by_row(scored: _Scored, lengths: Sequence[int]) -> tuple[float, ...]:
-    each = len(scored.kl) / len(lengths)
-    return tuple(float(part.sum()) / each for part in scored.kl.split(list(lengths)))
+def _by_length(values_N: "Tensor", lengths: Sequence[int]) -> tuple[float, ...]:
+    """Each row's sum over the mean row's length: their mean is the mean over tokens."""
+    each = len(values_N) / len(lengths)
+    return tuple(float(part.sum()) / each for part in values_N.split(list(lengths)))
+
+
+def _interval(by_row: Sequence[float]) -> Interval:
+    # A file that lost nothing has no spread either, and 0/1 outcomes would get another kind of interval.
+    return paired_difference([0.0] * len(by_row), by_row, seed=0).interval if any(by_row) else Interval(0, 0)
 
 
 def _states_side_by_side(
