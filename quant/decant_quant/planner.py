@@ -95,7 +95,7 @@ def _refuse_unmeasurable(config: QuantizeConfig) -> None:
     graded = config.evaluation.data is not None and config.max_loss.strip().endswith("pt")
     if not graded and held is None:
         raise QuantizeError(
-            f"--max-loss {config.max_loss} needs rows to measure on: --set evaluation.data=FILE (with answers,"
+            f"--max-loss {config.max_loss} needs rows: --set evaluation.data=FILE (answers known;"
             f" for pt) or --set calibration.dataset=FILE"
         )
 

@@ -121,6 +121,13 @@ class Decoder:
                     output = layer.get_submodule(f"{block.module}.{block.output}")
                     batch.hidden = batch.hidden + output(self.mix(index, layer, block, batch))
 
+    def run_layer(self, index: int, weights: "Mapping[str, Tensor]", hidden_BTH: "Tensor") -> "Tensor":
+        """The hidden states behind one layer with these weights (named as within it), gradients kept."""
+        import torch
+
+        told = self._layer_inputs(hidden_BTH.shape[1])[index]
+        return torch.func.functional_call(self._layers[index], dict(weights), (hidden_BTH,), told)
+
     def logits(
         self, sources: Sequence[Source], hidden_TH: "Sequence[Tensor]"
     ) -> "Iterator[tuple[slice, list[Tensor]]]":

@@ -27,8 +27,10 @@ from decant_quant.methods.gptq.grid import GridSpec, layout_of
 from decant_quant.methods.gptq.layers import LinearError, quantize_layer
 from decant_quant.methods.gptq.progress import FinishedLayers
 from decant_quant.methods.gptq.reader import open_gptq
+from decant_quant.methods.gptq.recovery import Recovery, recover_folder
 from decant_quant.methods.gptq.solve import SolveSpec
 from decant_quant.methods.measuring import Measuring, Report, prepare_measuring
+from decant_quant.methods.quality import Measured
 from decant_quant.options import GptqConfig, Options
 
 if TYPE_CHECKING:
@@ -105,20 +107,24 @@ class GptqRun:
         with torch.no_grad():
             errors = self._quantize(layers)
             self._write_files(folder, layers)
-        written = open_gptq(folder)
-        measured = self.measuring.measure(written.read)
-        golden = self.measuring.check_golden(written.read, folder, tolerance=_TOLERANCES[self.settings.bits])
-        self._refuse_breaks(golden)
         if self.options.progress_folder is None:
             shutil.rmtree(folder / ".layers")
+        measured = self.measuring.measure(open_gptq(folder).read)
+        recovery = self._recover(folder, measured)
+        measured = measured if recovery is None else recovery.measured
+        golden = self.measuring.check_golden(
+            open_gptq(folder).read, folder, tolerance=_TOLERANCES[self.settings.bits]
+        )
+        self._refuse_breaks(golden)
         linears = [error for layer in errors for error in layer]
         report = Report(
-            f"gptq, {self.settings.bits} bits",
+            f"gptq, {self.settings.bits} bits{', recovered' if recovery and recovery.kept else ''}",
             measured,
             restored_by="the written codes, restored exactly and run in torch",
             details={
                 "golden": golden.model_dump(mode="json"),
                 "linears": [asdict(error) for error in linears],
+                "recovery": recovery.record() if recovery else None,
             },
         )
         worst = max(linears, key=lambda error: error.relative_error)
@@ -126,6 +132,7 @@ class GptqRun:
             kind="hf",
             measurements={"tensor_types": self._counts(), **report.write(folder, self.measuring)},
             notes=(
+                *([recovery.sentence()] if recovery else []),
                 measured.quality.sentence(),
                 f"largest output error of a linear: {worst.relative_error:.2%}, {worst.name}",
             ),
@@ -136,6 +143,14 @@ class GptqRun:
         """Removes the finished layers of the run: the artifact has them."""
         if self.options.progress_folder is not None:
             shutil.rmtree(self.options.progress_folder, ignore_errors=True)
+
+    def _recover(self, folder: Path, before: Measured) -> Recovery | None:
+        """Trains the scales where that was asked for; the files keep the better of both."""
+        if self.options.recovery is None:
+            return None
+        return recover_folder(
+            folder, self.measuring, before, self.options.recovery, seed=self.options.calibration.seed
+        )
 
     def _quantize(self, layers: FinishedLayers) -> list[list[LinearError]]:
         batches = self.decoder.embed(self._rounded, [row.token_ids for row in self.rows.calibration])
