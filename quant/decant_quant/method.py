@@ -53,6 +53,7 @@ class Method(Protocol):
 
 _GGUF = "decant_quant.methods.gguf_method:build"
 _GPTQ = "decant_quant.methods.gptq.method:build"
+_BNB = "decant_quant.methods.bnb_method:build"
 _HF = "decant_quant.methods.hf_method:build"
 _DEQUANTIZE = "decant_quant.methods.dequantize:build"
 
@@ -67,6 +68,8 @@ METHODS: Mapping[str, str] = {
     "gguf:Q4_1": _GGUF,
     "gguf:Q4_0": _GGUF,
     "gptq": _GPTQ,
+    "bnb:NF4": _BNB,
+    "bnb:INT8": _BNB,
     "hf:F16": _HF,
     "hf:BF16": _HF,
     "dequantize:F32": _DEQUANTIZE,

@@ -48,8 +48,8 @@ class QuantizeConfig(Config):
     output: OutputPath = Field(description="artifact folder to write; an older one of ours is replaced")
     method: str = Field(
         default="gguf:Q8_0",
-        description="gguf:F32, BF16, F16, Q8_0, Q5_1, Q5_0, Q4_1 or Q4_0; gptq; hf:F16 or BF16;"
-        " dequantize:F32, F16 or BF16 (a gptq folder back to plain weights)",
+        description="gguf:F32, BF16, F16, Q8_0, Q5_1, Q5_0, Q4_1 or Q4_0; gptq; bnb:NF4 or INT8;"
+        " hf:F16 or BF16; dequantize:F32, F16 or BF16 (a gptq folder back to plain weights)",
     )
     for_: Engine | None = Field(
         default=None,

@@ -15,6 +15,8 @@ _PRECISIONS = {
     "gguf:Q5_0": "q8",
     "gguf:Q4_1": "q4",
     "gguf:Q4_0": "q4",
+    "bnb:NF4": "q4",
+    "bnb:INT8": "q8",
     "gptq": "q4",
     "dequantize:F32": "q4",
     "dequantize:F16": "q4",

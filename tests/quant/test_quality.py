@@ -64,6 +64,17 @@ def test_sixteen_bits_are_measured_and_load_as_they_are(tmp_path: Path, rows: Pa
     assert loaded.dtype == torch.bfloat16
 
 
+@pytest.mark.parametrize(("variant", "most"), [("NF4", 1.0), ("INT8", 0.02)])
+def test_bitsandbytes_folders_are_measured_as_they_load(
+    tmp_path: Path, rows: Path, tiny: Any, variant: str, most: float
+) -> None:
+    pytest.importorskip("bitsandbytes")
+    tiny.save(tmp_path / "model", "Llama", tiny.tokenizer(), dtype=torch.bfloat16)
+    report = quantize(tmp_path / "model", f"bnb:{variant}", rows)
+    assert 0 < report["heldout"]["kl_mean"] < most
+    assert report["size_bytes"] < report["size_16bit_bytes"]
+
+
 def test_the_page_stands_alone_and_names_every_method(tmp_path: Path, rows: Path, tiny: Any) -> None:
     tiny.save(tmp_path / "model", "Llama", tiny.tokenizer())
     reports = [quantize(tmp_path / "model", f"gguf:{t}", rows) for t in ("F16", "Q4_0")]

@@ -3,8 +3,8 @@
 """Recovery by distillation: the codes stay, the groups' scales learn to answer as the unquantized model does.
 
 The loss is KL(unquantized || quantized) of the next token on the calibration rows, over the whole model.
-Codes are held in a byte each; weights are restored one layer at a time, forwards and again backwards, so memory is
-a byte per weight, one layer in float32, the embedding, and hidden states at the layers' doors.
+Codes are held in a byte each and weights are restored one layer at a time, forwards and again backwards:
+memory is a byte per weight, one layer in float32, the embedding, and hidden states at the layers' doors.
 """
 
 import math
