@@ -173,7 +173,7 @@ def test_more_bits_lose_less(model_folder: Path, sentences: Path) -> None:
     assert lost[1] < lost[0] / 20
 
 
-@pytest.mark.parametrize("family", ["Llama", "Mistral", "Qwen2", "Qwen3"])
+@pytest.mark.parametrize("family", ["Llama", "Mistral", "Qwen2", "Qwen3", "Phi3", "Gemma2", "Gemma3"])
 def test_every_family_is_quantized_and_restored(
     tmp_path: Path, sentences: Path, tiny: Any, family: str
 ) -> None:
