@@ -143,7 +143,7 @@ class _Restored:
     def _read(self, name: str) -> "Tensor":
         import torch
         from bitsandbytes.functional import dequantize_4bit
-        from bitsandbytes.nn import Int8Params, Params4bit
+        from bitsandbytes.nn.modules import Int8Params, Params4bit
 
         weight: Any = self.model.get_parameter(name)
         if isinstance(weight, Params4bit):

@@ -60,6 +60,15 @@ class GptqMethod:
 
 
 @dataclass(frozen=True, slots=True)
+class _Outcome:
+    """What a run found beside its quality."""
+
+    linears: Sequence[LinearError]
+    recovery: Recovery | None
+    golden: GoldenReport
+
+
+@dataclass(frozen=True, slots=True)
 class GptqRun:
     """A checked checkpoint with the rows to calibrate and to measure on."""
 
@@ -111,23 +120,26 @@ class GptqRun:
             shutil.rmtree(folder / ".layers")
         measured = self.measuring.measure(open_gptq(folder).read)
         recovery = self._recover(folder, measured)
-        measured = measured if recovery is None else recovery.measured
         golden = self.measuring.check_golden(
             open_gptq(folder).read, folder, tolerance=_TOLERANCES[self.settings.bits]
         )
         self._refuse_breaks(golden)
-        linears = [error for layer in errors for error in layer]
+        outcome = _Outcome([e for layer in errors for e in layer], recovery, golden)
+        return self._report(folder, measured if recovery is None else recovery.measured, outcome)
+
+    def _report(self, folder: Path, measured: Measured, outcome: "_Outcome") -> Written:
+        recovery = outcome.recovery
         report = Report(
             f"gptq, {self.settings.bits} bits{', recovered' if recovery and recovery.kept else ''}",
             measured,
             restored_by="the written codes, restored exactly and run in torch",
             details={
-                "golden": golden.model_dump(mode="json"),
-                "linears": [asdict(error) for error in linears],
+                "golden": outcome.golden.model_dump(mode="json"),
+                "linears": [asdict(error) for error in outcome.linears],
                 "recovery": recovery.record() if recovery else None,
             },
         )
-        worst = max(linears, key=lambda error: error.relative_error)
+        worst = max(outcome.linears, key=lambda error: error.relative_error)
         return Written(
             kind="hf",
             measurements={"tensor_types": self._counts(), **report.write(folder, self.measuring)},
@@ -136,7 +148,7 @@ class GptqRun:
                 measured.quality.sentence(),
                 f"largest output error of a linear: {worst.relative_error:.2%}, {worst.name}",
             ),
-            golden=golden,
+            golden=outcome.golden,
         )
 
     def done(self) -> None:
