@@ -1,8 +1,8 @@
 """Quantizes one model with every method and prints a Markdown table: size, time, memory, loss.
 
-`python benchmarks/quant/every_method.py MODEL --data ROWS --heldout ROWS --output FOLDER`. Every method
-is `decant quantize` in a process of its own, so time and peak memory (RSS) are the command's, its trial in the
-engine left to the engine. A method that refuses the model is a row with its reason.
+`python benchmarks/quant/every_method.py MODEL --data ROWS --heldout ROWS --output FOLDER`. Every method is
+`decant quantize` in a process of its own, so time and peak memory (RSS) are the command's; its trial in the
+engine counts in the time and not in the memory. A method that refuses the model is a row with its reason.
 """
 
 import argparse

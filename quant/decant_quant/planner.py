@@ -22,6 +22,7 @@ from decant_quant.targets import TARGETS, Candidate, Footprint, Target, context_
 from decant_quant.task_check import Answered, Serving, evaluate
 
 _SMALL_BYTES = 64_000_000
+_CANDIDATE = "candidate"
 Status = Literal["taken", "refused", "not tried"]
 
 
@@ -164,7 +165,8 @@ class _Plan:
 
     def attempt(self, option: _Option) -> Tried:
         """Makes one artifact, measures it, and puts it in place or removes it."""
-        aside = self.folder / "candidate"
+        # Named as the artifact will be: its manifest says so, and it is served under that name.
+        aside = self.folder / _CANDIDATE / self._config.output.absolute().name
         shutil.rmtree(aside, ignore_errors=True)
         name = option.candidate.name
         try:
@@ -193,6 +195,7 @@ class _Plan:
             "tried": [asdict(item) for item in tried],
         }
         write_json(self.folder / "plan.json", content)
+        shutil.rmtree(self.folder / _CANDIDATE, ignore_errors=True)
         if self._reports:
             write_text(self.folder / "plan.html", quality_page(self._reports))
 
@@ -246,7 +249,6 @@ class _Plan:
             or peak_bytes <= parse_bytes(fit)
         ):
             return
-        shutil.rmtree(self.folder / "candidate", ignore_errors=True)
         raise _Refusal("memory", f"took {megabytes(peak_bytes)} while it answered, more than {fit}", measured)
 
     def _unquantized(self) -> Answered:
@@ -275,6 +277,10 @@ class _Plan:
 
 
 def _put_in_place(aside: Path, output: Path) -> None:
+    """An older artifact is there until the new one is."""
+    older = output.with_name(f".{output.name}.older")
+    shutil.rmtree(older, ignore_errors=True)
     if output.is_dir():
-        shutil.rmtree(output)
-    Path(aside).replace(output)
+        output.rename(older)
+    aside.rename(output)
+    shutil.rmtree(older, ignore_errors=True)

@@ -61,7 +61,7 @@ TARGETS: Mapping[Engine, Target] = {
             Candidate("gguf:F16", "gguf:F16", 16.0),
         ),
         200_000_000,
-        "measured",
+        "0.13 GB measured with a model of 1 MB, rounded up",
     ),
     "vllm": Target(
         (
@@ -81,7 +81,7 @@ TARGETS: Mapping[Engine, Target] = {
             Candidate("hf:BF16", "hf:BF16", 16.0),
         ),
         700_000_000,
-        "measured",
+        "assumed, not measured here",
     ),
 }
 

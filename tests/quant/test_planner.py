@@ -64,6 +64,7 @@ def test_the_cheapest_that_will_do_is_taken_and_the_rest_is_not_tried(model_fold
     manifest = verify_files(model_folder.parent / "made")
     # 64 inputs: the default group of 128 does not divide them, and nobody asked for it.
     assert manifest.recipe["gptq"]["group_size"] == 64
+    assert manifest.name == "made"
 
 
 def test_what_does_not_fit_is_refused_before_any_work(model_folder: Path) -> None:
