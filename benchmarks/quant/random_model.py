@@ -16,13 +16,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("tokenizer", type=Path)
     parser.add_argument("output", type=Path)
-    parser.add_argument("--family", choices=["Llama", "Qwen2", "Qwen3"], default="Llama")
+    parser.add_argument("--family", choices=["llama", "qwen2", "qwen3"], default="llama")
     for name, default in (("layers", 16), ("width", 2048), ("inner", 4864), ("heads", 16), ("seed", 0)):
         parser.add_argument(f"--{name}", type=int, default=default)
     arguments = parser.parse_args()
     tokenizer = transformers.AutoTokenizer.from_pretrained(arguments.tokenizer)
     torch.manual_seed(arguments.seed)
-    config = vars(transformers)[f"{arguments.family}Config"](
+    config = transformers.AutoConfig.for_model(
+        arguments.family,
         vocab_size=max(512, len(tokenizer)),
         hidden_size=arguments.width,
         intermediate_size=arguments.inner,

@@ -64,6 +64,7 @@ def _options(config: QuantizeConfig) -> Options:
         calibration=config.calibration,
         progress_folder=output.parent / f".{output.name}.layers",
         recovery=config.recovery if config.recover else None,
+        python=config.python,
     )
 
 

@@ -59,10 +59,11 @@ class RecoverConfig(Config):
 @dataclass(frozen=True, slots=True)
 class Options:
     """What a method may need beside the model: its tables, a folder to resume from (None: no resume),
-    and how to recover (None: not at all).
+    how to recover (None: not at all), and another interpreter (None: this one).
     """
 
     gptq: GptqConfig = field(default_factory=GptqConfig)
     calibration: CalibrationConfig = field(default_factory=CalibrationConfig)
     progress_folder: Path | None = None
     recovery: RecoverConfig | None = None
+    python: Path | None = None

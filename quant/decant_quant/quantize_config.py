@@ -1,6 +1,7 @@
 """The options of `decant quantize`."""
 
 import re
+from pathlib import Path
 from typing import ClassVar, Literal, Self
 
 from pydantic import ConfigDict, Field, field_validator, model_validator
@@ -48,7 +49,8 @@ class QuantizeConfig(Config):
     output: OutputPath = Field(description="artifact folder to write; an older one of ours is replaced")
     method: str = Field(
         default="gguf:Q8_0",
-        description="gguf:F32, BF16, F16, Q8_0, Q5_1, Q5_0, Q4_1 or Q4_0; gptq; bnb:NF4 or INT8;"
+        description="gguf:F32, BF16, F16, Q8_0, Q5_1, Q5_0, Q4_1 or Q4_0; gguf:Q6_K, Q5_K_M, Q4_K_M, Q3_K_M"
+        " or Q2_K (by llama-cpp-python); gptq; bnb:NF4 or INT8;"
         " hf:F16 or BF16; dequantize:F32, F16 or BF16 (a gptq folder back to plain weights)",
     )
     for_: Engine | None = Field(
@@ -67,6 +69,9 @@ class QuantizeConfig(Config):
     load: LoadConfig = Field(default=LoadConfig(), description="with --for: what the engine must hold")
     evaluation: EvaluationConfig = Field(
         default=EvaluationConfig(), description="with --for: rows that the task's accuracy is measured on"
+    )
+    python: Path | None = Field(
+        default=None, description="interpreter that has llama-cpp-python, for gguf:Q6_K and the like"
     )
     recover: bool = Field(
         default=False,

@@ -11,6 +11,11 @@ STAGE = "served"
 # By manifest method; whatever is not listed is stored in 16 bits or more.
 _PRECISIONS = {
     "gguf:Q8_0": "q8",
+    "gguf:Q6_K": "q8",
+    "gguf:Q5_K_M": "q8",
+    "gguf:Q4_K_M": "q4",
+    "gguf:Q3_K_M": "q4",
+    "gguf:Q2_K": "q4",
     "gguf:Q5_1": "q8",
     "gguf:Q5_0": "q8",
     "gguf:Q4_1": "q4",
