@@ -17,7 +17,7 @@ def main() -> None:
     parser.add_argument("tokenizer", type=Path)
     parser.add_argument("output", type=Path)
     parser.add_argument("--family", choices=["llama", "qwen2", "qwen3"], default="llama")
-    for name, default in (("layers", 16), ("width", 2048), ("inner", 4864), ("heads", 16), ("seed", 0)):
+    for name, default in (("layers", 16), ("width", 2048), ("inner", 4480), ("heads", 16), ("seed", 0)):
         parser.add_argument(f"--{name}", type=int, default=default)
     arguments = parser.parse_args()
     tokenizer = transformers.AutoTokenizer.from_pretrained(arguments.tokenizer)

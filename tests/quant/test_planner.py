@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from decant.arguments import parse
 from decant.artifact import verify_files
 from decant.config import load_config
 from decant.errors import ConfigError, QuantizeError
@@ -98,6 +99,14 @@ def test_memory_grows_with_context_and_requests(model_folder: Path) -> None:
 def test_options_that_cannot_be_meant_are_refused(tmp_path: Path, options: Any, said: str) -> None:
     with pytest.raises(ConfigError, match=said):
         plan(tmp_path, "vllm", **options)
+
+
+def test_the_flags_are_named_as_the_words_are() -> None:
+    given = ["runs/merged", "--output", "out", "--for", "vllm", "--fit", "8GB", "--max-loss", "1pt"]
+    config: QuantizeConfig = parse(QuantizeConfig, given, verb="quantize", summary="")
+    assert (config.for_, config.fit, config.max_loss) == ("vllm", "8GB", "1pt")
+    again = load_config(QuantizeConfig, values=config.model_dump(mode="json", exclude_unset=True))
+    assert again == config
 
 
 def test_a_limit_without_an_engine_is_refused(tmp_path: Path) -> None:

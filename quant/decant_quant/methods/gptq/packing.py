@@ -76,12 +76,12 @@ def _pack_rows(values_CO: "Tensor", bits: int) -> "Tensor":
     """32 values of `bits` bits fill `bits` words, low bits first; one may lie across two words."""
     import torch
 
-    # In 64 bits a value shifted by up to 31 keeps its high end, which is the next word's low end.
-    fields = values_CO.to(torch.int64).reshape(-1, 32, values_CO.shape[1])
+    fields = values_CO.reshape(-1, 32, values_CO.shape[1])
     words = torch.zeros(len(fields), bits + 1, values_CO.shape[1], dtype=torch.int64, device=fields.device)
     for index in range(32):
         word, shift = divmod(index * bits, 32)
-        shifted = fields[:, index] << shift
+        # In 64 bits a value shifted by up to 31 keeps its high end, which is the next word's low end.
+        shifted = fields[:, index].to(torch.int64) << shift
         words[:, word] |= shifted & _WORD
         words[:, word + 1] |= shifted >> 32
     signed = words[:, :bits] - ((words[:, :bits] & _SIGN) << 1)
