@@ -33,7 +33,7 @@ def build_parser(cls: type[Config], *, verb: str, summary: str) -> argparse.Argu
         if field_name in cls.positional:
             parser.add_argument(field_name, nargs="?", metavar=field_name.upper(), help=_help(field))
         elif config_class(field.annotation) is None and not _is_many(field.annotation):
-            _add_flag(parser, field_name, field)
+            _add_flag(parser, field.alias or field_name, field)
     tables = [n for n, f in cls.model_fields.items() if config_class(f.annotation) is not None]
     if tables:
         parser.epilog = f"tables (in the file, or --set {tables[0]}.key=value): {', '.join(tables)}"

@@ -52,7 +52,10 @@ class Method(Protocol):
 
 
 _GGUF = "decant_quant.methods.gguf_method:build"
+_KQUANT = "decant_quant.methods.kquant_method:build"
 _GPTQ = "decant_quant.methods.gptq.method:build"
+_BNB = "decant_quant.methods.bnb_method:build"
+_HF = "decant_quant.methods.hf_method:build"
 _DEQUANTIZE = "decant_quant.methods.dequantize:build"
 
 # name -> "module:factory"; the factory takes the name's part after the colon, and the options.
@@ -65,7 +68,16 @@ METHODS: Mapping[str, str] = {
     "gguf:Q5_0": _GGUF,
     "gguf:Q4_1": _GGUF,
     "gguf:Q4_0": _GGUF,
+    "gguf:Q6_K": _KQUANT,
+    "gguf:Q5_K_M": _KQUANT,
+    "gguf:Q4_K_M": _KQUANT,
+    "gguf:Q3_K_M": _KQUANT,
+    "gguf:Q2_K": _KQUANT,
     "gptq": _GPTQ,
+    "bnb:NF4": _BNB,
+    "bnb:INT8": _BNB,
+    "hf:F16": _HF,
+    "hf:BF16": _HF,
     "dequantize:F32": _DEQUANTIZE,
     "dequantize:F16": _DEQUANTIZE,
     "dequantize:BF16": _DEQUANTIZE,

@@ -12,7 +12,7 @@ from decant.config import Config, OptionalInputPath
 class GptqConfig(Config):
     """The grid of a GPTQ checkpoint and how its codes are found."""
 
-    bits: Literal[4, 8] = Field(default=4, description="bits per weight")
+    bits: Literal[2, 3, 4, 8] = Field(default=4, description="bits per weight")
     group_size: Literal[-1, 32, 64, 128, 256] = Field(
         default=128, description="input columns that share a scale; -1: all of them"
     )
@@ -46,10 +46,24 @@ class CalibrationConfig(Config):
     seed: int = Field(default=0, description="same seed, same rows")
 
 
+class RecoverConfig(Config):
+    """How `--recover` trains the scales of a quantized model."""
+
+    epochs: int = Field(default=8, ge=1, description="passes over the calibration rows")
+    learning_rate: float = Field(
+        default=1e-3, gt=0, le=0.1, description="largest step of a scale's relative change, falling to zero"
+    )
+    batch_tokens: int = Field(default=2048, ge=1, description="calibration tokens per step, about")
+
+
 @dataclass(frozen=True, slots=True)
 class Options:
-    """What a method may need beside the model: its tables, and a folder to resume from (None: no resume)."""
+    """What a method may need beside the model: its tables, a folder to resume from (None: no resume),
+    how to recover (None: not at all), and another interpreter (None: this one).
+    """
 
     gptq: GptqConfig = field(default_factory=GptqConfig)
     calibration: CalibrationConfig = field(default_factory=CalibrationConfig)
     progress_folder: Path | None = None
+    recovery: RecoverConfig | None = None
+    python: Path | None = None

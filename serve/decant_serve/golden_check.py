@@ -11,7 +11,17 @@ STAGE = "served"
 # By manifest method; whatever is not listed is stored in 16 bits or more.
 _PRECISIONS = {
     "gguf:Q8_0": "q8",
+    "gguf:Q6_K": "q8",
+    "gguf:Q5_K_M": "q8",
+    "gguf:Q4_K_M": "q4",
+    "gguf:Q3_K_M": "q4",
+    "gguf:Q2_K": "q4",
+    "gguf:Q5_1": "q8",
+    "gguf:Q5_0": "q8",
+    "gguf:Q4_1": "q4",
     "gguf:Q4_0": "q4",
+    "bnb:NF4": "q4",
+    "bnb:INT8": "q8",
     "gptq": "q4",
     "dequantize:F32": "q4",
     "dequantize:F16": "q4",

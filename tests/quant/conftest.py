@@ -85,7 +85,9 @@ def save_model(
         "eos_token_id": tokenizer.eos_token_id,
         "pad_token_id": tokenizer.pad_token_id,
     }
-    config = getattr(transformers, f"{family}Config")(**{**sizes, **changes})
+    # Gemma 3's plain name is that of its variant with images.
+    described = "Gemma3Text" if family == "Gemma3" else family
+    config = getattr(transformers, f"{described}Config")(**{**sizes, **changes})
     model = getattr(transformers, f"{family}ForCausalLM")(config)
     for name, parameter in model.named_parameters():
         if "norm" in name:

@@ -8,12 +8,12 @@ import safetensors.torch
 import torch
 
 from decant.errors import QuantizeError
-from decant_quant.methods.gptq.decoder import build_decoder
-from decant_quant.methods.gptq.families import FAMILIES
+from decant_quant.methods.decoder import build_decoder
+from decant_quant.methods.decoder_families import FAMILIES
 from decant_quant.methods.gptq.grid import Grid, GridSpec, search_grid
 from decant_quant.methods.gptq.packing import dequantize, pack, unpack
-from decant_quant.methods.gptq.quality import final_states
 from decant_quant.methods.gptq.solve import Solved, SolveSpec, inverse_factor, round_to_nearest, solve
+from decant_quant.methods.quality import final_states
 
 
 def spec(
@@ -172,7 +172,7 @@ def test_a_row_of_zeros_stays_zero() -> None:
         assert not restored(solved, 4)[7].any()
 
 
-@pytest.mark.parametrize("bits", [4, 8])
+@pytest.mark.parametrize("bits", [2, 3, 4, 8])
 @pytest.mark.parametrize("offset", [0, 1])
 def test_packing_and_unpacking_change_no_bit(bits: int, offset: int) -> None:
     generator = torch.Generator().manual_seed(1)
@@ -213,6 +213,9 @@ def test_the_order_of_the_columns_leaves_groups_in_place() -> None:
     assert not torch.equal(solved.codes, unordered.codes)
 
 
+ROPE = {"rope_type": "default", "rope_theta": 10000.0}
+
+
 @pytest.mark.parametrize(
     ("family", "changes"),
     [
@@ -220,6 +223,18 @@ def test_the_order_of_the_columns_leaves_groups_in_place() -> None:
         ("Mistral", {"sliding_window": 4}),
         ("Qwen2", {"use_sliding_window": True, "sliding_window": 4, "max_window_layers": 1}),
         ("Qwen3", {"head_dim": 32, "tie_word_embeddings": True}),
+        ("Phi3", {"sliding_window": 4, "rope_parameters": {"partial_rotary_factor": 0.5, **ROPE}}),
+        (
+            "Gemma2",
+            {
+                "head_dim": 32,
+                "sliding_window": 4,
+                "final_logit_softcapping": 2.0,
+                "attn_logit_softcapping": 1.0,
+                "attn_implementation": "eager",
+            },
+        ),
+        ("Gemma3", {"head_dim": 32, "sliding_window": 4, "num_hidden_layers": 7}),
     ],
 )
 def test_layer_by_layer_is_the_model_itself(

@@ -47,11 +47,13 @@ class ChosenRows:
         return hashlib.sha256(text.encode()).hexdigest()
 
 
-def choose_rows(model: Path, config: CalibrationConfig, *, context: int) -> ChosenRows:
+def choose_rows(
+    model: Path, config: CalibrationConfig, *, context: int, calibrates: bool = True
+) -> ChosenRows:
     """Reads and chooses rows for a model with this context; DataError for rows that are too few or too long,
-    or a question that is in both files.
+    or a question that is in both files. Only where nothing `calibrates` may there be a held-out file alone.
     """
-    if config.dataset is None:
+    if config.dataset is None and (calibrates or config.heldout is None):
         raise QuantizeError(
             "gptq needs rows to calibrate on: --set calibration.dataset=FILE, a JSONL dataset or a text file"
         )
@@ -60,6 +62,11 @@ def choose_rows(model: Path, config: CalibrationConfig, *, context: int) -> Chos
             f"calibration.max_tokens is {config.max_tokens}, but {model} has a context of {context}; lower it"
         )
     tokenizer = load_tokenizer(model)
+    if config.dataset is None:
+        assert config.heldout is not None
+        alone, left_out = _fitting(_read(config.heldout, tokenizer, config), config)
+        chosen = _balanced(alone, config.heldout_rows, config.heldout, seed=config.seed)
+        return ChosenRows(calibration=(), heldout=chosen, left_out=left_out)
     rows, left_out = _fitting(_read(config.dataset, tokenizer, config), config)
     if config.heldout is None:
         return _split(rows, config, left_out)

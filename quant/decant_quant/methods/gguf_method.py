@@ -4,7 +4,7 @@ Metadata keys and tensor names are those of the `gguf` package; peak memory is o
 """
 
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,9 +22,11 @@ from decant_quant.methods.gguf_families import (
     family_of,
     plan_tensors,
 )
+from decant_quant.methods.gguf_restored import open_restored
 from decant_quant.methods.gguf_rope import Rope, read_rope
 from decant_quant.methods.gguf_tokenizer import Vocabulary, copy_tokenizer, read_vocabulary
 from decant_quant.methods.gguf_types import MIXES, Encoding, Mix, choose, encode
+from decant_quant.methods.measuring import Measuring, Report, measuring_if_asked
 from decant_quant.options import Options
 
 if TYPE_CHECKING:
@@ -42,6 +44,7 @@ class GgufMethod:
     """Writes GGUF files of one mix of number formats."""
 
     mix: Mix
+    options: Options = field(default_factory=Options)
 
     def prepare(self, model: Path) -> "GgufConversion":
         """Reads and checks everything but the values of the weights."""
@@ -61,16 +64,17 @@ class GgufMethod:
             tensors=tuple(zip(tensors, encodings, strict=True)),
             file_type=self.mix.file_type,
             notes=(*notes, *vocabulary.notes),
+            measuring=measuring_if_asked(checkpoint, self.options),
         )
 
 
-def build(variant: str, _options: Options) -> GgufMethod:
-    """The method that writes `gguf:<variant>`; it has no options."""
+def build(variant: str, options: Options) -> GgufMethod:
+    """The method that writes `gguf:<variant>`; of the options it takes the rows to measure on."""
     try:
         import gguf as _  # noqa: F401
     except ImportError:
         raise MissingExtraError("gguf", "gguf") from None
-    return GgufMethod(MIXES[variant])
+    return GgufMethod(MIXES[variant], options)
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,6 +89,7 @@ class GgufConversion:
     tensors: tuple[tuple[PlannedTensor, Encoding], ...]
     file_type: str
     notes: tuple[str, ...]
+    measuring: Measuring | None = None
 
     @property
     def size_bytes(self) -> int:
@@ -106,8 +111,19 @@ class GgufConversion:
         finally:
             writer.close()
         copy_tokenizer(self.checkpoint.folder, folder, self.vocabulary)
+        measurements, notes = self._measurements(), (*self.notes, *self._fallback_notes())
+        if self.measuring is None:
+            return Written(kind="gguf", measurements=measurements, notes=notes)
+        restored = open_restored(folder / FILE, [tensor for tensor, _ in self.tensors])
+        measured = self.measuring.measure(restored.read)
+        name = f"gguf:{next(name for name, mix in MIXES.items() if mix.file_type == self.file_type)}"
+        report = Report(
+            name, measured, restored_by="the file's weights, restored by the gguf package and run in torch"
+        )
         return Written(
-            kind="gguf", measurements=self._measurements(), notes=(*self.notes, *self._fallback_notes())
+            kind="gguf",
+            measurements={**measurements, **report.write(folder, self.measuring)},
+            notes=(*notes, measured.quality.sentence()),
         )
 
     def done(self) -> None:

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from decant_quant.methods.gptq.decoder import Batch, Decoder
+from decant_quant.methods.decoder import Batch, Decoder, end_of
 from decant_quant.methods.gptq.grid import Grid, layout_of
 from decant_quant.methods.gptq.packing import OFFSETS, dequantize, pack
 from decant_quant.methods.gptq.solve import Solved, SolveSpec, solve
@@ -60,7 +60,7 @@ def quantize_layer(
             output = f"{block.module}.{block.output}"
             run.quantize([output], _inputs_of(mixed))
             for batch, mixed_BTC in zip(batches, mixed, strict=True):
-                batch.hidden = batch.hidden + layer.get_submodule(output)(mixed_BTC)
+                batch.hidden = batch.hidden + end_of(layer, block, mixed_BTC)
     return packed, errors
 
 

@@ -13,30 +13,31 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from decant import __version__
-from decant.artifact import has_manifest, read_manifest
 from decant.errors import ParityError
 from decant.files import sha256_path, write_bytes, write_json
 from decant.golden import GoldenReport
 from decant.progress import Progress
-from decant_quant.checkpoint import Checkpoint, open_checkpoint
+from decant_quant.checkpoint import open_checkpoint
 from decant_quant.method import Written
-from decant_quant.methods.calibration import ChosenRows, choose_rows, load_tokenizer
+from decant_quant.methods.calibration import ChosenRows
+from decant_quant.methods.decoder import HEAD, Batch, Decoder
 from decant_quant.methods.folder import copy_side_files, write_index
-from decant_quant.methods.gptq.checks import quantized_names, refuse_shapes, refuse_tensors, refuse_values
-from decant_quant.methods.gptq.decoder import HEAD, Batch, Decoder, build_decoder
-from decant_quant.methods.gptq.families import family_of
+from decant_quant.methods.gptq.checks import quantized_names, refuse_shapes
 from decant_quant.methods.gptq.grid import GridSpec, layout_of
 from decant_quant.methods.gptq.layers import LinearError, quantize_layer
 from decant_quant.methods.gptq.progress import FinishedLayers
-from decant_quant.methods.gptq.quality import Quality, check_golden, measure
-from decant_quant.methods.gptq.reader import open_gptq, read_plain
+from decant_quant.methods.gptq.reader import open_gptq
+from decant_quant.methods.gptq.recovery import Recovery, recover_folder
 from decant_quant.methods.gptq.solve import SolveSpec
+from decant_quant.methods.measuring import Measuring, Report, prepare_measuring
+from decant_quant.methods.quality import Measured
 from decant_quant.options import GptqConfig, Options
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-QUALITY = "quality.json"
+# How far golden answers may drift, in the names of `decant.golden.TOLERANCES`.
+_TOLERANCES = {2: "q4", 3: "q4", 4: "q4", 8: "q8"}
 
 
 def build(variant: str, options: Options) -> "GptqMethod":
@@ -53,24 +54,41 @@ class GptqMethod:
 
     def prepare(self, model: Path) -> "GptqRun":
         """Checks the checkpoint's tensors against its architecture, and chooses the rows."""
-        checkpoint = open_checkpoint(model)
-        settings = self.options.gptq
-        decoder = build_decoder(model, family_of(checkpoint), settings.device)
-        refuse_tensors(checkpoint, decoder)
-        refuse_shapes(decoder, settings)
-        rows = choose_rows(model, self.options.calibration, context=decoder.context)
-        return GptqRun(checkpoint, decoder, rows, settings, self.options.progress_folder)
+        measuring = prepare_measuring(open_checkpoint(model), self.options, calibrates=True)
+        refuse_shapes(measuring.decoder, self.options.gptq)
+        return GptqRun(measuring, self.options)
+
+
+@dataclass(frozen=True, slots=True)
+class _Outcome:
+    """What a run found beside its quality."""
+
+    linears: Sequence[LinearError]
+    recovery: Recovery | None
+    golden: GoldenReport
 
 
 @dataclass(frozen=True, slots=True)
 class GptqRun:
     """A checked checkpoint with the rows to calibrate and to measure on."""
 
-    checkpoint: Checkpoint
-    decoder: Decoder
-    rows: ChosenRows
-    settings: GptqConfig
-    progress_folder: Path | None
+    measuring: Measuring
+    options: Options
+
+    @property
+    def settings(self) -> GptqConfig:
+        """The grid and how its codes are found."""
+        return self.options.gptq
+
+    @property
+    def decoder(self) -> Decoder:
+        """The model, without its weights."""
+        return self.measuring.decoder
+
+    @property
+    def rows(self) -> ChosenRows:
+        """The rows to calibrate and to measure on."""
+        return self.measuring.rows
 
     @property
     def size_bytes(self) -> int:
@@ -91,37 +109,60 @@ class GptqRun:
         import torch
 
         layers = FinishedLayers(
-            self.progress_folder or folder / ".layers", run=self._identity(), grid=_grid(self.settings)
+            self.options.progress_folder or folder / ".layers",
+            run=self._identity(),
+            grid=_grid(self.settings),
         )
         with torch.no_grad():
             errors = self._quantize(layers)
             self._write_files(folder, layers)
-            quality, golden = self._measure(folder)
-        if self.progress_folder is None:
+        if self.options.progress_folder is None:
             shutil.rmtree(folder / ".layers")
-        report = self._report(quality, golden, errors)
-        write_json(folder / QUALITY, report)
+        measured = self.measuring.measure(open_gptq(folder).read)
+        recovery = self._recover(folder, measured)
+        golden = self.measuring.check_golden(
+            open_gptq(folder).read, folder, tolerance=_TOLERANCES[self.settings.bits]
+        )
         self._refuse_breaks(golden)
-        worst = max((e for layer in errors for e in layer), key=lambda error: error.relative_error)
-        notes = [
-            quality.sentence(),
-            f"largest output error of a linear: {worst.relative_error:.2%}, {worst.name}",
-        ]
+        outcome = _Outcome([e for layer in errors for e in layer], recovery, golden)
+        return self._report(folder, measured if recovery is None else recovery.measured, outcome)
+
+    def _report(self, folder: Path, measured: Measured, outcome: "_Outcome") -> Written:
+        recovery = outcome.recovery
+        report = Report(
+            f"gptq, {self.settings.bits} bits{', recovered' if recovery and recovery.kept else ''}",
+            measured,
+            restored_by="the written codes, restored exactly and run in torch",
+            details={
+                "golden": outcome.golden.model_dump(mode="json"),
+                "linears": [asdict(error) for error in outcome.linears],
+                "recovery": recovery.record() if recovery else None,
+            },
+        )
+        worst = max(outcome.linears, key=lambda error: error.relative_error)
         return Written(
             kind="hf",
-            measurements={
-                "tensor_types": self._counts(),
-                "quality": report["heldout"],
-                "calibration": report["calibration"],
-            },
-            notes=tuple(notes),
-            golden=golden,
+            measurements={"tensor_types": self._counts(), **report.write(folder, self.measuring)},
+            notes=(
+                *([recovery.sentence()] if recovery else []),
+                measured.quality.sentence(),
+                f"largest output error of a linear: {worst.relative_error:.2%}, {worst.name}",
+            ),
+            golden=outcome.golden,
         )
 
     def done(self) -> None:
         """Removes the finished layers of the run: the artifact has them."""
-        if self.progress_folder is not None:
-            shutil.rmtree(self.progress_folder, ignore_errors=True)
+        if self.options.progress_folder is not None:
+            shutil.rmtree(self.options.progress_folder, ignore_errors=True)
+
+    def _recover(self, folder: Path, before: Measured) -> Recovery | None:
+        """Trains the scales where that was asked for; the files keep the better of both."""
+        if self.options.recovery is None:
+            return None
+        return recover_folder(
+            folder, self.measuring, before, self.options.recovery, seed=self.options.calibration.seed
+        )
 
     def _quantize(self, layers: FinishedLayers) -> list[list[LinearError]]:
         batches = self.decoder.embed(self._rounded, [row.token_ids for row in self.rows.calibration])
@@ -164,14 +205,8 @@ class GptqRun:
     def _rounded(self, names: Sequence[str]) -> "Mapping[str, Tensor]":
         """Tensors as the artifact will hold them, but for the linears, which are yet to be quantized."""
         quantized = quantized_names(self.decoder)
-        found = self._original(names)
+        found = self.measuring.original(names)
         return {name: t if name in quantized else t.half().float() for name, t in found.items()}
-
-    def _original(self, names: Sequence[str]) -> "Mapping[str, Tensor]":
-        found = read_plain(self.checkpoint, names)
-        for name, tensor in found.items():
-            refuse_values(self.checkpoint, name, tensor)
-        return found
 
     def _write_files(self, folder: Path, layers: FinishedLayers) -> None:
         import safetensors.torch
@@ -184,19 +219,11 @@ class GptqRun:
         write_bytes(folder / files[-1], safetensors.torch.save(ends, metadata={"format": "pt"}))
         write_index(folder, files)
         settings = {"quantization_config": quantization_config(self.settings), "dtype": "float16"}
-        config = {key: value for key, value in self.checkpoint.config.items() if key != "torch_dtype"}
+        config = {
+            key: value for key, value in self.measuring.checkpoint.config.items() if key != "torch_dtype"
+        }
         write_json(folder / "config.json", {**config, **settings})
-        copy_side_files(self.checkpoint.folder, folder)
-
-    def _measure(self, folder: Path) -> tuple[Quality, GoldenReport]:
-        written = open_gptq(folder)
-        quality = measure(
-            self.decoder, original=self._original, quantized=written.read, heldout=self.rows.heldout
-        )
-        model = self.checkpoint.folder
-        golden = read_manifest(model).golden if has_manifest(model) else None
-        tokenizer = load_tokenizer(folder)
-        return quality, check_golden(self.decoder, written.read, tokenizer, golden, bits=self.settings.bits)
+        copy_side_files(self.measuring.checkpoint.folder, folder)
 
     def _refuse_breaks(self, golden: GoldenReport) -> None:
         if golden.ok:
@@ -212,22 +239,6 @@ class GptqRun:
             f" on rows like them, or take a smaller gptq.group_size or more gptq.bits"
         )
 
-    def _report(
-        self, quality: Quality, golden: GoldenReport, errors: Sequence[Sequence[LinearError]]
-    ) -> dict[str, Any]:
-        rows = self.rows
-        return {
-            "heldout": asdict(quality),
-            "golden": golden.model_dump(mode="json"),
-            "linears": [asdict(error) for layer in errors for error in layer],
-            "calibration": {
-                "rows": len(rows.calibration),
-                "tokens": sum(len(row.token_ids) for row in rows.calibration),
-                "left_out_as_too_long": rows.left_out,
-                "token_ids_sha256": rows.digest,
-            },
-        }
-
     def _counts(self) -> dict[str, int]:
         quantized = quantized_names(self.decoder)
         others = set(self.decoder.shapes) - quantized - ({HEAD} if self.decoder.is_tied else set())
@@ -241,7 +252,7 @@ class GptqRun:
             "decant": __version__,
             "torch": torch.__version__,
             "device": self.decoder.device,
-            "model_sha256": sha256_path(self.checkpoint.folder),
+            "model_sha256": sha256_path(self.measuring.checkpoint.folder),
             "rows_sha256": self.rows.digest,
             "gptq": self.settings.model_dump(mode="json"),
         }

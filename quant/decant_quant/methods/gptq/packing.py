@@ -14,6 +14,9 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from torch import Tensor
 
+# Codes of 3 bits lie across words; of the others whole numbers fit one.
+BITS = (2, 3, 4, 8)
+_WORD, _SIGN = 0xFFFFFFFF, 0x80000000
 # What a layout takes off a zero point.
 OFFSETS = {"gptq": 1, "gptq_v2": 0}
 PARTS = ("qweight", "qzeros", "scales", "g_idx")
@@ -70,19 +73,30 @@ def dequantize(packed: Packed, *, bits: int, offset: int = 1) -> "Tensor":
 
 
 def _pack_rows(values_CO: "Tensor", bits: int) -> "Tensor":
+    """32 values of `bits` bits fill `bits` words, low bits first; one may lie across two words."""
     import torch
 
-    per_word = 32 // bits
-    fields = values_CO.to(torch.int32).reshape(-1, per_word, values_CO.shape[1])
-    words = torch.zeros_like(fields[:, 0])
-    for index in range(per_word):
-        words |= fields[:, index] << (bits * index)
-    return words
+    fields = values_CO.reshape(-1, 32, values_CO.shape[1])
+    words = torch.zeros(len(fields), bits + 1, values_CO.shape[1], dtype=torch.int64, device=fields.device)
+    for index in range(32):
+        word, shift = divmod(index * bits, 32)
+        # In 64 bits a value shifted by up to 31 keeps its high end, which is the next word's low end.
+        shifted = fields[:, index].to(torch.int64) << shift
+        words[:, word] |= shifted & _WORD
+        words[:, word + 1] |= shifted >> 32
+    signed = words[:, :bits] - ((words[:, :bits] & _SIGN) << 1)
+    return signed.to(torch.int32).reshape(-1, values_CO.shape[1])
 
 
 def _unpack_rows(words_WO: "Tensor", bits: int) -> "Tensor":
     import torch
 
-    shifts = torch.arange(0, 32, bits, dtype=torch.int32, device=words_WO.device)
-    fields = (words_WO.unsqueeze(1) >> shifts[None, :, None]) & (2**bits - 1)
-    return fields.reshape(-1, words_WO.shape[1])
+    words = words_WO.to(torch.int64).bitwise_and_(_WORD).reshape(-1, bits, words_WO.shape[1])
+    fields: list[Tensor] = []
+    for index in range(32):
+        word, shift = divmod(index * bits, 32)
+        whole = words[:, word] >> shift
+        if shift + bits > 32:
+            whole = whole | words[:, word + 1] << (32 - shift)
+        fields.append((whole & (2**bits - 1)).to(torch.int32))
+    return torch.stack(fields, dim=1).reshape(-1, words_WO.shape[1])

@@ -1,28 +1,21 @@
 # torch leaves some of its types open.
 # pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
-"""Reading checkpoints by the names of an unquantized one: plain folders, and folders in the GPTQ format."""
+"""Reading folders in the GPTQ format by the names of the unquantized checkpoint."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from decant.errors import QuantizeError
 from decant_quant.checkpoint import Checkpoint, StoredTensor, open_quantized
-from decant_quant.methods.gptq.packing import OFFSETS, PARTS, dequantize, packed_from
+from decant_quant.methods.gptq.packing import BITS, OFFSETS, PARTS, Packed, dequantize, packed_from
+from decant_quant.methods.reading import read_plain
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 _SUFFIX = ".weight"
-
-
-def read_plain(checkpoint: Checkpoint, names: Sequence[str]) -> "Mapping[str, Tensor]":
-    """Tensors of an unquantized checkpoint, as float32."""
-    import torch
-
-    stored = [checkpoint.tensors[name] for name in names]
-    return {t.name: torch.from_numpy(t.widen(t.read())) for t in stored}
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,12 +44,22 @@ class GptqCheckpoint:
 
     def read(self, names: Sequence[str]) -> "Mapping[str, Tensor]":
         """Tensors as float32; quantized weights are restored exactly."""
-        return {name: self._read(name) for name in names}
+        return {name: self.restored(name, {}) for name in names}
 
-    def _read(self, name: str) -> "Tensor":
+    def restored(self, name: str, scales: "Mapping[str, Tensor]") -> "Tensor":
+        """One tensor as float32; of a quantized weight, with the scales given for it, if any."""
         stored = self.checkpoint.tensors
         if name in stored:
             return read_plain(self.checkpoint, [name])[name]
+        packed = self.packed(name)
+        renewed = scales.get(f"{name.removesuffix(_SUFFIX)}.scales")
+        if renewed is not None:
+            packed = replace(packed, scales=renewed)
+        return dequantize(packed, bits=self.bits, offset=self.offset)
+
+    def packed(self, name: str) -> Packed:
+        """A quantized weight as it is stored; QuantizeError when a part of it is missing."""
+        stored = self.checkpoint.tensors
         prefix = name.removesuffix(_SUFFIX)
         missing = [part for part in PARTS if f"{prefix}.{part}" not in stored]
         if missing:
@@ -64,7 +67,7 @@ class GptqCheckpoint:
                 f"{self.checkpoint.folder}: lacks {prefix}.{missing[0]}; copy the folder again"
             )
         parts = {f"{prefix}.{part}": _as_stored(stored[f"{prefix}.{part}"]) for part in PARTS}
-        return dequantize(packed_from(parts, prefix), bits=self.bits, offset=self.offset)
+        return packed_from(parts, prefix)
 
 
 def open_gptq(folder: Path) -> GptqCheckpoint:
@@ -73,10 +76,10 @@ def open_gptq(folder: Path) -> GptqCheckpoint:
     settings: Mapping[str, Any] = checkpoint.config["quantization_config"]
     method, layout = settings.get("quant_method"), settings.get("checkpoint_format", "gptq")
     bits = settings.get("bits")
-    if method != "gptq" or layout not in OFFSETS or bits not in (4, 8):
+    if method != "gptq" or layout not in OFFSETS or bits not in BITS:
         raise QuantizeError(
-            f"{folder}: is quantized with {method}, {bits} bits, layout {layout}; only gptq of 4 or 8 bits in"
-            f" the layouts {' and '.join(OFFSETS)} can be restored"
+            f"{folder}: is quantized with {method}, {bits} bits, layout {layout}; only gptq of 2, 3, 4 or 8"
+            f" bits in the layouts {' and '.join(OFFSETS)} can be restored"
         )
     return GptqCheckpoint(checkpoint, bits, OFFSETS[layout])
 

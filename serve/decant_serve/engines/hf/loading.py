@@ -72,11 +72,12 @@ def _load_base(settings: ModelSettings, device: str) -> Any:
     from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
     dtype: Any = getattr(torch, settings.dtype) if settings.dtype else "auto"
-    quantization = None
+    # Said as None, it would hide what the folder's own config.json says of its quantization.
+    quantized: dict[str, Any] = {}
     if settings.nf4:
         # It announces an optional kernel package on every CPU with AVX512-BF16.
         logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
-        quantization = BitsAndBytesConfig(
+        quantized["quantization_config"] = BitsAndBytesConfig(
             load_in_4bit=True,
             bnb_4bit_quant_type="nf4",
             bnb_4bit_use_double_quant=True,
@@ -87,8 +88,8 @@ def _load_base(settings: ModelSettings, device: str) -> Any:
         settings.base or settings.path,
         dtype=dtype,
         device_map={"": device},
-        quantization_config=quantization,
         local_files_only=True,
+        **quantized,
     )
     if settings.nf4:
         _compute_as_in_training(model)

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from decant.errors import MissingExtraError, QuantizeError
-from decant_quant.methods.gptq.families import Block, Family
+from decant_quant.methods.decoder_families import Block, Family
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -53,6 +53,8 @@ class Decoder:
         self.is_tied = bool(model.config.tie_word_embeddings)
         self.vocabulary: int = model.config.vocab_size
         self.context: int = model.config.max_position_embeddings
+        self._embedding_scale = model.config.hidden_size**0.5 if family.scales_embedding else 1.0
+        self._logit_cap: float | None = model.config.to_dict().get("final_logit_softcapping")
         self._layers: list[Any] = list(body.layers)
         self._norm = body.norm
         # What is left of the body works out positions and masks for each layer, as the model itself does.
@@ -80,7 +82,7 @@ class Decoder:
         batches: list[Batch] = []
         for chosen in _same_length(rows):
             ids_BT = torch.tensor([list(rows[index]) for index in chosen])
-            batches.append(Batch(tuple(chosen), table_VH[ids_BT].to(self.device)))
+            batches.append(Batch(tuple(chosen), self._embedding_scale * table_VH[ids_BT].to(self.device)))
         return batches
 
     @contextmanager
@@ -118,8 +120,15 @@ class Decoder:
         with self.layer(index, {short: found[name] for short, name in names.items()}) as layer:
             for batch in batches:
                 for block in self.family.blocks:
-                    output = layer.get_submodule(f"{block.module}.{block.output}")
-                    batch.hidden = batch.hidden + output(self.mix(index, layer, block, batch))
+                    mixed_BTC = self.mix(index, layer, block, batch)
+                    batch.hidden = batch.hidden + end_of(layer, block, mixed_BTC)
+
+    def run_layer(self, index: int, weights: "Mapping[str, Tensor]", hidden_BTH: "Tensor") -> "Tensor":
+        """The hidden states behind one layer with these weights (named as within it), gradients kept."""
+        import torch
+
+        told = self._layer_inputs(hidden_BTH.shape[1])[index]
+        return torch.func.functional_call(self._layers[index], dict(weights), (hidden_BTH,), told)
 
     def logits(
         self, sources: Sequence[Source], hidden_TH: "Sequence[Tensor]"
@@ -135,8 +144,12 @@ class Decoder:
             found: list[Tensor] = []
             for (norm_H, head_VH), hidden in zip(placed, hidden_TH, strict=True):
                 self._norm.load_state_dict({"weight": norm_H}, assign=True)
-                found.append(torch.nn.functional.linear(self._norm(hidden[part]), head_VH))
+                found.append(self._capped(torch.nn.functional.linear(self._norm(hidden[part]), head_VH)))
             yield part, found
+
+    def _capped(self, logits_TV: "Tensor") -> "Tensor":
+        cap = self._logit_cap
+        return logits_TV if cap is None else (logits_TV / cap).tanh() * cap
 
     def _layer_inputs(self, length: int) -> list[dict[str, Any]]:
         """What each layer's attention is told of positions and masks, for rows of this length."""
@@ -148,6 +161,12 @@ class Decoder:
             self._body(inputs_embeds=nothing_BTH, use_cache=False)
             self._inputs[length] = [dict(recorder.seen) for recorder in self._recorders]
         return self._inputs[length]
+
+
+def end_of(layer: Any, block: Block, mixed_BTC: "Tensor") -> "Tensor":
+    """What a block adds to the hidden states [B, T, H]: its output linear, and the norm behind it, if any."""
+    added_BTH = layer.get_submodule(f"{block.module}.{block.output}")(mixed_BTC)
+    return added_BTH if block.end_norm is None else layer.get_submodule(block.end_norm)(added_BTH)
 
 
 def build_decoder(folder: Path, family: Family, device: str) -> Decoder:
@@ -164,7 +183,10 @@ def build_decoder(folder: Path, family: Family, device: str) -> Decoder:
     try:
         config = AutoConfig.from_pretrained(folder, local_files_only=True)
         with torch.device("meta"):
-            model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+            # Only the eager attention caps its scores, where a family does.
+            capped = config.to_dict().get("attn_logit_softcapping") is not None
+            chosen = {"attn_implementation": "eager"} if capped else {}
+            model = AutoModelForCausalLM.from_config(config, dtype=torch.float32, **chosen)
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise QuantizeError(
             f"{folder / 'config.json'}: describes no model ({error}); copy it again"

@@ -1,0 +1,160 @@
+"""Making one artifact: written aside, tried in its engine, and only then put in place."""
+
+import shutil
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+from pydantic import ValidationError
+
+from decant.artifact import Manifest, has_manifest, read_manifest, verify_files, write_manifest
+from decant.errors import QuantizeError
+from decant.files import folder_aside
+from decant.golden import GoldenReport
+from decant.processes import end_with_parent
+from decant_quant.method import METHODS, Prepared, Written, build_method
+from decant_quant.options import Options
+from decant_quant.quantize_config import QuantizeConfig
+
+STAGE = "quantized"
+_CHECK_LIMIT_S = 1800.0
+# A model below this gains nothing from a second thread; the engine's threads spin, to a busy machine's cost.
+_SMALL_BYTES = 64_000_000
+
+
+@dataclass(frozen=True, slots=True)
+class Made:
+    """An artifact in its place: what the method wrote, its manifest, and how its golden prompts went."""
+
+    written: Written
+    manifest: Manifest
+    golden: GoldenReport | None
+    wall_s: float
+
+
+def make_artifact(config: QuantizeConfig, prepared: Prepared | None = None) -> Made:
+    """Makes `config.output`; QuantizeError or ParityError, and nothing left behind, when it cannot be."""
+    refuse_output(config)
+    started = time.perf_counter()
+    parent = verify_files(config.model) if has_manifest(config.model) else None
+    prepared = prepared or prepare(config)
+    _refuse_full_disk(config.output, prepared)
+    try:
+        written, manifest, report = _make(config, prepared, parent)
+    except OSError as error:
+        raise QuantizeError(
+            f"{config.output}: could not be written ({error}), it needs {megabytes(prepared.size_bytes)};"
+            f" no artifact was left behind: make room or name another output folder"
+        ) from error
+    prepared.done()
+    return Made(written, manifest, report, time.perf_counter() - started)
+
+
+def prepare(config: QuantizeConfig) -> Prepared:
+    """Reads and checks the model for the config's method; QuantizeError for what it cannot convert."""
+    return build_method(config.method, _options(config)).prepare(config.model)
+
+
+def _options(config: QuantizeConfig) -> Options:
+    output = config.output.absolute()
+    return Options(
+        gptq=config.gptq,
+        calibration=config.calibration,
+        progress_folder=output.parent / f".{output.name}.layers",
+        recovery=config.recovery if config.recover else None,
+        python=config.python,
+    )
+
+
+def _make(
+    config: QuantizeConfig, prepared: Prepared, parent: Manifest | None
+) -> tuple[Written, Manifest, GoldenReport | None]:
+    with folder_aside(config.output) as aside:
+        written = prepared.write(aside)
+        manifest = write_manifest(
+            aside,
+            name=config.output.absolute().name,
+            kind=written.kind,
+            method=config.method,
+            parent=config.model.absolute(),
+            golden=parent.golden if parent else None,
+            details={
+                "recipe": config.model_dump(mode="json"),
+                "measurements": {**written.measurements, "notes": list(written.notes)},
+            },
+        )
+        threads = 1 if manifest.size_bytes < _SMALL_BYTES else None
+        report = written.golden or check_served(aside, threads=threads)
+    return written, manifest, report
+
+
+def check_served(folder: Path, *, threads: int | None) -> GoldenReport | None:
+    """Loads the artifact in its engine, in a child process, and re-runs its golden prompts, if it has any.
+
+    ParityError when it answers otherwise than its parent, QuantizeError when it cannot be tried.
+    """
+    command = [sys.executable, "-m", "decant", "serve", str(folder), "--check-only"]
+    command += [] if threads is None else ["--threads", str(threads)]
+    try:
+        done = subprocess.run(
+            command,
+            capture_output=True,
+            text=True,
+            timeout=_CHECK_LIMIT_S,
+            check=False,
+            preexec_fn=end_with_parent(),
+        )
+    except subprocess.TimeoutExpired:
+        raise QuantizeError(f"`decant serve --check-only` gave no answer in {_CHECK_LIMIT_S:.0f} s") from None
+    printed = done.stdout.strip().splitlines()
+    report = _parse_report(printed[-1]) if printed else None
+    if report is not None:
+        report.raise_if_broken()
+    if done.returncode != 0:
+        said = done.stderr.strip().splitlines() or [f"exit code {done.returncode}"]
+        raise QuantizeError(
+            f"the new file could not be tried in its engine: {said[-1].removeprefix('decant: ')}"
+        )
+    return report
+
+
+def _parse_report(line: str) -> GoldenReport | None:
+    """The child's report, its breaks under the name of the stage that made the file."""
+    try:
+        report = GoldenReport.model_validate_json(line)
+    except ValidationError:
+        return None
+    breaks = tuple(found.model_copy(update={"stage": STAGE}) for found in report.breaks)
+    return report.model_copy(update={"stage": STAGE, "breaks": breaks})
+
+
+def refuse_output(config: QuantizeConfig) -> None:
+    """QuantizeError for an output folder that holds something else."""
+    output, model = config.output.resolve(), config.model.resolve()
+    if output == model or output in model.parents:
+        raise QuantizeError(
+            f"{config.output}: is the model that is to be quantized; name another output folder"
+        )
+    if not output.exists() or (output.is_dir() and not any(output.iterdir())):
+        return
+    if not output.is_dir() or not has_manifest(output) or read_manifest(output).method not in METHODS:
+        raise QuantizeError(
+            f"{config.output}: is not empty and not an artifact of quantize; name another output folder"
+        )
+
+
+def _refuse_full_disk(output: Path, prepared: Prepared) -> None:
+    place = next(folder for folder in output.resolve().parents if folder.is_dir())
+    free = shutil.disk_usage(place).free
+    if prepared.size_bytes > free:
+        raise QuantizeError(
+            f"{output}: needs {megabytes(prepared.size_bytes)} and {place} has {megabytes(free)} free;"
+            f" make room or name another output folder"
+        )
+
+
+def megabytes(size_bytes: float) -> str:
+    """The size in words."""
+    return f"{size_bytes / 1e6:.1f} MB"
