@@ -7,18 +7,18 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
-from decant.client import OpenAIClient
 from decant.endpoint import Endpoint
 from decant.errors import EndpointError
 from decant.files import write_jsonl
 from decant_bench.bench_config import BenchConfig
-from decant_bench.driver import Driver, RequestShape
+from decant_bench.driver import BenchClient, Driver, RequestShape
 from decant_bench.live import watching
 from decant_bench.pacing import HEAD_START_S, Clock, MonotonicClock, send_closed, send_open
 from decant_bench.plan import Plan
 from decant_bench.records import REQUESTS_FILE, Record, RecordFile, read_records
 from decant_bench.self_check import ClientRecord, LoopWatch, quiet_collector
 from decant_bench.server_timing import SERVER_FILE, ServerRecord, fetch_server_timing
+from decant_bench.wire_client import open_load_client
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,12 +40,8 @@ async def run_load(config: BenchConfig, endpoint: Endpoint, plan: Plan, *, folde
     """
     clock = MonotonicClock()
     async with AsyncExitStack() as stack:
-        client = OpenAIClient(
-            endpoint.base_url,
-            api_key=endpoint.api_key,
-            timeout_s=config.endpoint.request_timeout_s,
-            max_connections=None,
-            max_retries=0,
+        client = open_load_client(
+            endpoint.base_url, api_key=endpoint.api_key, timeout_s=config.endpoint.request_timeout_s
         )
         await stack.enter_async_context(client)
         shape = _shape(config, endpoint)
@@ -77,7 +73,7 @@ async def run_load(config: BenchConfig, endpoint: Endpoint, plan: Plan, *, folde
 
 
 async def _warm_up(
-    plan: Plan, *, config: BenchConfig, client: OpenAIClient, shape: RequestShape, clock: Clock
+    plan: Plan, *, config: BenchConfig, client: BenchClient, shape: RequestShape, clock: Clock
 ) -> Counter[str]:
     outcomes: list[Record] = []
     driver = Driver(client, shape, clock=clock, on_record=outcomes.append)

@@ -1,6 +1,6 @@
 """A small HTTP/1.1 server whose answers leave at known times: what a benchmark's ruler is checked against.
 
-A request counts from when its last byte arrived by the kernel's stamp, and every event has its own due time on
+A request counts from when its last byte arrived by the kernel's stamp, and every event has a due time on
 one timer that is waited out to microseconds, so that a busy server is late by its sends alone.
 """
 
