@@ -13,8 +13,8 @@ from ablation.plot import length_plot
 from ablation.stages import Workshop
 from decant.dataset import read_good_rows
 from decant.files import write_json, write_text
+from decant.hardware import describe_commit, describe_machine, describe_versions
 from decant.stats import PairedDifference, paired_difference, wilson
-from decant_bench.hardware import describe_commit, describe_machine, describe_versions
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,7 +11,7 @@ from decant_bench.bench_csv import write_csvs
 from decant_bench.bench_result import RESULT_FILE, BenchResult, build_result
 from decant_bench.bench_run import run_load
 from decant_bench.bench_text import result_text
-from decant_bench.plan import make_plan
+from decant_bench.plan import PLAN_FILE, make_plan
 from decant_bench.self_check import InvalidRun
 
 CONFIG = BenchConfig
@@ -48,9 +48,13 @@ async def bench(config: BenchConfig, endpoint: Endpoint) -> BenchResult:
     """One run against an endpoint that is up, written to `config.output`."""
     from decant_bench.bench_html import bench_page
 
-    plan = make_plan(config)
     with folder_aside(config.output) as folder:
-        outcome = await run_load(config, endpoint, plan, folder=folder)
+        plan = make_plan(config, folder / PLAN_FILE)
+        try:
+            outcome = await run_load(config, endpoint, plan, folder=folder)
+        finally:
+            plan.conversations.close()
+        plan.conversations.path.unlink()
         result = build_result(config, endpoint, plan, outcome)
         write_json(folder / RESULT_FILE, result.model_dump(mode="json"))
         write_csvs(folder, result, outcome.records)

@@ -90,6 +90,7 @@ class BenchConfig(Config):
     duration_s: float | None = Field(default=None, gt=0, description="how long requests are sent")
     drain_s: float = Field(default=60.0, gt=0, description="longest wait for answers after the last send")
     warmup: int = Field(default=8, ge=0, description="unmeasured requests sent first, with other prompts")
+    processes: int = Field(default=1, ge=1, description="processes that send, each its share of the load")
     seed: int = Field(default=0, ge=0, description="seed of the schedule, the prompts and the intervals")
     error_share: float = Field(
         default=0.1, gt=0, description="a client error above this share of the latency makes a run invalid"
@@ -110,6 +111,8 @@ class BenchConfig(Config):
             raise ValueError("without a stream there is no first token: set slo.e2e_s only")
         if self.arrival == "closed" and self.requests is None:
             raise ValueError("arrival closed needs requests; duration_s may end it earlier")
+        if self.arrival == "closed" and self.processes > self.concurrency:
+            raise ValueError(f"{self.processes} processes cannot share {self.concurrency} clients")
         return self
 
     def _needs(self) -> dict[str, bool]:

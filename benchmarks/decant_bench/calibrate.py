@@ -17,11 +17,11 @@ from pydantic import Field
 from decant.config import Config, OutputPath
 from decant.endpoint import EndpointConfig, open_endpoint
 from decant.files import write_json
+from decant.hardware import provenance
 from decant.timing import RequestTiming, percentile
 from decant_bench.bench import bench
 from decant_bench.bench_config import BenchConfig, LengthConfig, WorkloadConfig
 from decant_bench.bench_result import read_bench
-from decant_bench.hardware import provenance
 from decant_bench.self_check import InvalidRun
 from decant_bench.server_timing import SERVER_FILE, read_server_timing
 

@@ -19,10 +19,10 @@ from decant.config import Config, InputPath, OutputPath
 from decant.endpoint import Endpoint, EndpointConfig, open_endpoint
 from decant.errors import EndpointError
 from decant.files import sha256_file
+from decant.hardware import describe_command, describe_commit, describe_machine, describe_versions
 from decant.progress import Progress
 from decant.task import Message, TaskConfig
 from decant.timing import RequestTiming, summarize
-from decant_bench.hardware import describe_command, describe_commit, describe_machine, describe_versions
 from decant_bench.latency import latency_summaries
 from decant_bench.load import Arrival, arrival_offsets_s
 from decant_bench.predictions import (

@@ -134,10 +134,20 @@ class Play:
         return Usage(self.scripted.prompt_tokens, len(self.scripted.reasoning) + len(self.scripted.chunks))
 
     def events(self) -> list[tuple[float, bytes]]:
-        """When each event goes out, and the event."""
-        reasoning = [self.answer.piece(0, text, is_reasoning=True) for text in self.scripted.reasoning]
-        content = [self.answer.piece(0, text) for text in self.scripted.chunks]
-        return list(zip(self.scripted.send_times_s(), [*reasoning, *content], strict=False))
+        """When each event goes out, and the event; the last one says why the answer ends."""
+        scripted = self.scripted
+        texts = [(text, True) for text in scripted.reasoning] + [(text, False) for text in scripted.chunks]
+        last = len(texts) - 1
+        pieces = [
+            self.answer.piece(
+                0,
+                text,
+                finish_reason=scripted.finish_reason if index == last and scripted.end == "done" else None,
+                is_reasoning=is_reasoning,
+            )
+            for index, (text, is_reasoning) in enumerate(texts)
+        ]
+        return list(zip(scripted.send_times_s(), pieces, strict=False))
 
     def timings(self, waited_s: float) -> EngineTimings:
         """The script's own times, after the wait for a slot: what a measurement should find."""
@@ -146,7 +156,8 @@ class Play:
 
     def end(self, waited_s: float, *, wants_usage: bool) -> bytes:
         """The last events."""
-        finish = self.answer.piece(0, "", finish_reason=self.scripted.finish_reason)
+        empty = not (self.scripted.reasoning or self.scripted.chunks)
+        finish = self.answer.piece(0, "", finish_reason=self.scripted.finish_reason) if empty else b""
         return finish + self.answer.closing(self.usage() if wants_usage else None, self.timings(waited_s))
 
     def whole(self, waited_s: float) -> dict[str, Any]:
