@@ -3,6 +3,7 @@
 import time
 from collections import Counter
 from collections.abc import Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -70,17 +71,14 @@ async def _load(
     client = open_load_client(
         endpoint.base_url, api_key=endpoint.api_key, timeout_s=config.endpoint.request_timeout_s
     )
-    file = RecordFile(folder / REQUESTS_FILE)
-    async with client:
-        sender = Sender(config, endpoint, client, share=Share(), on_record=file.add)
-        warmup = await sender.warm_up(plan.warmup)
-        _require_warm(warmup, config.title)
-        start_s = time.perf_counter() + HEAD_START_S
-        try:
+    with closing(RecordFile(folder / REQUESTS_FILE)) as file:
+        async with client:
+            sender = Sender(config, endpoint, client, share=Share(), on_record=file.add)
+            warmup = await sender.warm_up(plan.warmup)
+            _require_warm(warmup, config.title)
+            start_s = time.perf_counter() + HEAD_START_S
             async with watching(sender.counters, sender.watch, plan=plan, config=config):
                 own = await sender.send(plan.conversations, plan.offsets_s, start_s=start_s)
-        finally:
-            file.close()
     return start_s, own, warmup
 
 

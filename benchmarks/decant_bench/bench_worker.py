@@ -11,7 +11,7 @@ import sys
 from array import array
 from collections import Counter
 from collections.abc import Sequence
-from contextlib import suppress
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -76,20 +76,16 @@ async def work(job: Job) -> None:
     client = open_load_client(
         job.endpoint.base_url, api_key=job.endpoint.api_key, timeout_s=job.config.endpoint.request_timeout_s
     )
-    file = RecordFile(job.records)
-    async with client:
-        sender = Sender(job.config, job.endpoint, client, share=job.share, on_record=file.add)
-        warmup = await sender.warm_up(_all(job.warmup))
-        conversations = ConversationFile.open(job.plan)
-        _say({"ready": dict(warmup.outcomes), "first_failure": warmup.first_failure})
-        start_s = json.loads(await asyncio.to_thread(sys.stdin.readline))["start_s"]
-        telling = asyncio.create_task(_tell(sender.counters))
-        record = await sender.send(conversations, job.offsets_s, start_s=start_s)
-        telling.cancel()
-        with suppress(asyncio.CancelledError):
-            await telling
-    file.close()
-    conversations.close()
+    with closing(RecordFile(job.records)) as file, closing(ConversationFile.open(job.plan)) as conversations:
+        async with client:
+            sender = Sender(job.config, job.endpoint, client, share=job.share, on_record=file.add)
+            warmup = await sender.warm_up(_all(job.warmup))
+            _say({"ready": dict(warmup.outcomes), "first_failure": warmup.first_failure})
+            start_s = json.loads(await asyncio.to_thread(sys.stdin.readline))["start_s"]
+            telling = asyncio.create_task(_tell(sender.counters))
+            record = await sender.send(conversations, job.offsets_s, start_s=start_s)
+            telling.cancel()
+            await asyncio.wait({telling})
     _say({"far": far(sender.counters)})
     _say({"lags_s": record.lags_s.tolist(), "cpu_share": record.cpu_share})
 
