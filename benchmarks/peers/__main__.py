@@ -11,10 +11,11 @@ from typing import Any
 from decant.errors import DecantError
 from decant.files import write_json, write_text
 from decant.hardware import provenance
+from decant_bench.scripted_engine import MODEL, ScriptedEngine, scripted_engine
 from peers.clients import Client, Load, aiperf, decant, guidellm, run_client, vllm
 from peers.comparison import ErrorRow, RateStep, error_row, highest_rate, rate_step
-from peers.engine import MODEL, ScriptedEngine, Truth, scripted_engine
 from peers.page import markdown
+from peers.truth import Truth
 
 _SETTLE_LIMIT_S = 600.0
 _RATE_TRUTH = Truth(ttft_s=0.1, gap_s=0.01, tokens=4)
@@ -41,7 +42,6 @@ def _compare(options: argparse.Namespace, clients: Sequence[Client]) -> None:
         shutil.rmtree(scratch)
     rows = _errors(options, clients, truth, scratch)
     best, steps = _rates(options, clients, scratch)
-    gaps = {client.name: client.gaps for client in clients}
     facts = {**provenance(Path(__file__).parent), "clients": _versions(options)}
     facts["command"] = " ".join(["python -m peers", *sys.argv[1:]])
     document: dict[str, Any] = {
@@ -54,7 +54,7 @@ def _compare(options: argparse.Namespace, clients: Sequence[Client]) -> None:
         **facts,
     }
     write_json(options.output.with_suffix(".json"), document)
-    page = markdown(rows, best, steps, truth=truth, gaps=gaps, provenance=facts)
+    page = markdown(rows, best, steps, truth=truth, provenance=facts)
     write_text(options.output.with_suffix(".md"), page)
     sys.stdout.write(page)
 
@@ -63,7 +63,7 @@ def _errors(
     options: argparse.Namespace, clients: Sequence[Client], truth: Truth, scratch: Path
 ) -> list[ErrorRow]:
     rows: list[ErrorRow] = []
-    with scripted_engine(truth, scratch) as engine:
+    with scripted_engine(truth.write_script(scratch)) as engine:
         for streams in options.streams:
             load = _load(engine, truth, requests=streams + max(options.least, options.each * streams))
             for client in clients:
@@ -71,7 +71,7 @@ def _errors(
                 engine.lateness()
                 folder = scratch / f"{client.name}-{streams}"
                 calls = run_client(client, replace(load, streams=streams), folder, limit_s=_SETTLE_LIMIT_S)
-                rows.append(error_row(client.name, streams, calls, truth, engine.lateness()))
+                rows.append(error_row(client, streams, calls, truth=truth, engine=engine.lateness()))
     return rows
 
 
@@ -82,7 +82,7 @@ def _rates(
     steps: list[RateStep] = []
     if not options.seconds:
         return best, steps
-    with scripted_engine(_RATE_TRUTH, scratch) as engine:
+    with scripted_engine(_RATE_TRUTH.write_script(scratch / "rates")) as engine:
         for client in clients:
 
             def probe(rate: float, client: Client = client) -> RateStep:
@@ -102,7 +102,7 @@ def _rates(
 
 
 def _load(engine: ScriptedEngine, truth: Truth, *, requests: int) -> Load:
-    return Load(engine.base_url, MODEL, _TOKENIZER, truth.tokens, requests)
+    return Load(engine.address, MODEL, _TOKENIZER, truth.tokens, requests)
 
 
 def _clients(options: argparse.Namespace) -> list[Client]:

@@ -46,7 +46,7 @@ class Load:
 
 @dataclass(frozen=True, slots=True)
 class Call:
-    """One request as a client recorded it; `gaps_s` may be one mean per request where it keeps no more."""
+    """One request as a client recorded it; `gaps_s` is one mean where it keeps no more."""
 
     start_s: float
     ttft_s: float
@@ -57,14 +57,14 @@ class Call:
 class Client:
     """A client: its command for a load, and the reader of what it left in the folder.
 
-    It runs `without` some environment variables; `gaps` says what its times between tokens are.
+    It runs `without` some environment variables; without `has_gaps` it keeps one mean gap per request.
     """
 
     name: str
     without: frozenset[str]
     command: Callable[[Load, Path], Sequence[str]]
     read: Callable[[Path], list[Call]]
-    gaps: str
+    has_gaps: bool = True
 
 
 def run_client(client: Client, load: Load, folder: Path, *, limit_s: float) -> list[Call]:
@@ -116,7 +116,7 @@ def decant(processes: int) -> Client:
         file.write_text(json.dumps(config), encoding="utf-8")
         return [sys.executable, "-m", "decant", "bench", "run", "--config", str(file)]
 
-    return Client("decant bench", frozenset(), command, _read_decant, "every gap")
+    return Client("decant bench", frozenset(), command, _read_decant)
 
 
 def vllm(python: Path) -> Client:
@@ -135,7 +135,7 @@ def vllm(python: Path) -> Client:
             *("--result-filename", "vllm.json", "--disable-tqdm", *limit, *paced),
         ]
 
-    return Client("vllm bench serve", frozenset(), command, _read_vllm, "every gap")
+    return Client("vllm bench serve", frozenset(), command, _read_vllm)
 
 
 def guidellm(python: Path) -> Client:
@@ -153,7 +153,7 @@ def guidellm(python: Path) -> Client:
             *("--output", f"kind=json,path={folder / 'guidellm.json'}", "--disable-console"),
         ]
 
-    return Client("guidellm", frozenset(), command, _read_guidellm, "a mean per request")
+    return Client("guidellm", frozenset(), command, _read_guidellm, has_gaps=False)
 
 
 def aiperf(python: Path) -> Client:
@@ -171,7 +171,7 @@ def aiperf(python: Path) -> Client:
             *(closed if load.rate is None else paced),
         ]
 
-    return Client("aiperf", frozenset({"HF_HUB_OFFLINE"}), command, _read_aiperf, "every gap")
+    return Client("aiperf", frozenset({"HF_HUB_OFFLINE"}), command, _read_aiperf)
 
 
 def _rows(path: Path) -> list[dict[str, Any]]:

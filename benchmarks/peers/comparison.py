@@ -4,8 +4,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from decant.timing import percentile
-from peers.clients import Call
-from peers.engine import Lateness, Truth
+from decant_bench.scripted_engine import Lateness
+from peers.clients import Call, Client
+from peers.truth import Truth
 
 _LEAST_SHARE = 0.99
 
@@ -19,14 +20,17 @@ class ErrorRow:
     n: int
     ttft_p50_s: float
     ttft_p99_s: float
-    itl_p50_s: float
-    itl_p99_s: float
+    gap_p50_s: float | None
+    gap_p99_s: float | None
+    mean_gap_p50_s: float
+    mean_gap_p99_s: float
     engine: Lateness
 
     @property
-    def errors_s(self) -> tuple[float, float, float, float]:
-        """The four errors."""
-        return self.ttft_p50_s, self.ttft_p99_s, self.itl_p50_s, self.itl_p99_s
+    def errors_s(self) -> tuple[float | None, ...]:
+        """The errors in the order of the table's columns."""
+        gaps_s = self.gap_p50_s, self.gap_p99_s, self.mean_gap_p50_s, self.mean_gap_p99_s
+        return self.ttft_p50_s, self.ttft_p99_s, *gaps_s
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,19 +46,24 @@ class RateStep:
     engine: Lateness
 
 
-def error_row(client: str, streams: int, calls: Sequence[Call], truth: Truth, engine: Lateness) -> ErrorRow:
+def error_row(
+    client: Client, streams: int, calls: Sequence[Call], *, truth: Truth, engine: Lateness
+) -> ErrorRow:
     """The errors without each stream's first request, which opens its connection."""
     kept = calls[streams:]
     firsts = [call.ttft_s for call in kept]
-    gaps = [gap for call in kept for gap in call.gaps_s]
+    gaps = [gap for call in kept for gap in call.gaps_s] if client.has_gaps else []
+    means = [sum(call.gaps_s) / len(call.gaps_s) for call in kept]
     return ErrorRow(
-        client,
+        client.name,
         streams,
         len(kept),
         percentile(firsts, 50) - truth.ttft_s,
         percentile(firsts, 99) - truth.ttft_s,
-        percentile(gaps, 50) - truth.gap_s,
-        percentile(gaps, 99) - truth.gap_s,
+        percentile(gaps, 50) - truth.gap_s if gaps else None,
+        percentile(gaps, 99) - truth.gap_s if gaps else None,
+        percentile(means, 50) - truth.gap_s,
+        percentile(means, 99) - truth.gap_s,
         engine,
     )
 

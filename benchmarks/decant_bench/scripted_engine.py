@@ -1,4 +1,4 @@
-"""The scripted engine on a port of its own: the known delays, and its word on how well it kept them."""
+"""The scripted engine on a port of its own: known delays, and its word on how well it kept them."""
 
 import json
 import socket
@@ -12,20 +12,11 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from decant.errors import EndpointError
 from decant.processes import end_with_parent
-from peers.clients import PeerError
 
 MODEL = "scripted"
 _START_LIMIT_S = 60.0
-
-
-@dataclass(frozen=True, slots=True)
-class Truth:
-    """What the engine does: the first of `tokens` tokens after `ttft_s`, the others `gap_s` apart."""
-
-    ttft_s: float
-    gap_s: float
-    tokens: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,34 +26,29 @@ class Lateness:
     n: int
     p50_s: float | None
     p99_s: float | None
+    max_s: float | None
 
 
 @dataclass(frozen=True, slots=True)
 class ScriptedEngine:
-    """A running engine."""
+    """A running engine; `address` has no /v1."""
 
-    base_url: str
+    address: str
 
     def lateness(self) -> Lateness:
         """Since it was last asked."""
-        found = json.loads(_get(f"{self.base_url}/lateness"))
-        return Lateness(found["n"], found["p50_s"], found["p99_s"])
+        found = json.loads(_get(f"{self.address}/lateness"))
+        return Lateness(found["n"], found["p50_s"], found["p99_s"], found["max_s"])
 
 
 @contextmanager
-def scripted_engine(truth: Truth, folder: Path) -> Generator[ScriptedEngine]:
-    """Serves the truth until the end of the block; PeerError when it does not start."""
-    folder.mkdir(parents=True, exist_ok=True)
-    chunks = [f"word{number} " for number in range(truth.tokens)]
-    answer = {"chunks": chunks, "ttft_s": truth.ttft_s, "gaps_s": [truth.gap_s], "prompt_tokens": 8}
-    script = folder / "script.json"
-    script.write_text(json.dumps({"answers": [answer]}), encoding="utf-8")
-    port = _free_port()
-    arguments = {"script": str(script), "model": MODEL, "port": port}
+def scripted_engine(script: Path) -> Generator[ScriptedEngine]:
+    """Serves the script on loopback until the end of the block; EndpointError when it does not start."""
+    arguments = {"script": str(script), "model": MODEL, "port": _free_port()}
     command = [sys.executable, "-m", "decant_serve.engines.scripted_child", json.dumps(arguments)]
-    process = subprocess.Popen(command, preexec_fn=end_with_parent())  # noqa: PLW1509 - there are no threads yet
+    process = subprocess.Popen(command, preexec_fn=end_with_parent())  # noqa: PLW1509 - no locks are held
     try:
-        engine = ScriptedEngine(f"http://127.0.0.1:{port}")
+        engine = ScriptedEngine(f"http://127.0.0.1:{arguments['port']}")
         _wait(engine, process)
         yield engine
     finally:
@@ -74,11 +60,11 @@ def _wait(engine: ScriptedEngine, process: subprocess.Popen[bytes]) -> None:
     give_up_s = time.monotonic() + _START_LIMIT_S
     while time.monotonic() < give_up_s and process.poll() is None:
         try:
-            _get(f"{engine.base_url}/health")
+            _get(f"{engine.address}/health")
             return
         except (urllib.error.URLError, ConnectionError):
-            time.sleep(0.1)
-    raise PeerError(f"the scripted engine did not start at {engine.base_url}")
+            time.sleep(0.05)
+    raise EndpointError(f"the scripted engine did not start at {engine.address}")
 
 
 def _get(url: str) -> bytes:
