@@ -12,6 +12,7 @@ from decant_bench.bench_result import RESULT_FILE, BenchResult, build_result
 from decant_bench.bench_run import run_load
 from decant_bench.bench_text import result_text
 from decant_bench.plan import PLAN_FILE, make_plan
+from decant_bench.push import push
 from decant_bench.self_check import InvalidRun
 
 CONFIG = BenchConfig
@@ -25,6 +26,8 @@ def run(config: BenchConfig) -> None:
     """
     result = asyncio.run(_run(config))
     sys.stdout.write(f"{result_text(result)}\n  written to {config.output}\n")
+    if config.push_gateway is not None:
+        push(result, config.push_gateway)
     require_valid(result, config.output)
 
 

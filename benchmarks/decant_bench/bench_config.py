@@ -95,6 +95,9 @@ class BenchConfig(Config):
     error_share: float = Field(
         default=0.1, gt=0, description="a client error above this share of the latency makes a run invalid"
     )
+    push_gateway: str | None = Field(
+        default=None, description="Prometheus Pushgateway that gets the numbers (http://HOST:9091)"
+    )
     live: bool = Field(default=True, description="show a live view on a terminal")
 
     @model_validator(mode="after")
