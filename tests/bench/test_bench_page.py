@@ -52,6 +52,7 @@ def result(**changes: Any) -> Any:
         },
         "hardware": {"cpu": "one", "cores": 2, "memory_gib": 4, "gpus": []},
     }
+    known["client"] |= {"stamps": "kernel"}
     return base.model_copy(update=known | changes)
 
 
