@@ -17,7 +17,7 @@ from decant_bench.bench_plots import (
     time_plot,
 )
 from decant_bench.bench_result import BenchResult
-from decant_bench.bench_text import NAMES, SHOWN, shown_measures
+from decant_bench.bench_text import NAMES, SHOWN, recount_text, shown_measures
 from decant_bench.page import block, definitions, figure, page
 from decant_bench.records import Record
 from decant_bench.svg import circle, drawing, group
@@ -186,6 +186,8 @@ def _conditions(result: BenchResult) -> dict[str, str]:
         "commit": result.commit or "not from a checkout",
         "command": result.command,
     }
+    if recount := result.tokens.get("recount"):
+        entries["tokens"] = recount_text(recount).removeprefix("tokens: ")
     if result.load["source"]:
         entries["requests from"] = f"{result.load['source']}, sha256 {result.load['source_sha256'][:16]}"
     return entries

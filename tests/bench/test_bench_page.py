@@ -112,3 +112,12 @@ def test_each_rank_has_a_bar_of_its_compute_wait_and_communication() -> None:
     assert plot.count("<rect") == 6
     assert "rank 0: wait 10.0 ms" in plot
     assert ranks_plot({"ranks": []}) == ""
+
+
+def test_where_server_and_tokenizer_count_otherwise_it_is_said_in_both_views() -> None:
+    recount = {"n": 88, "differ_share": 0.25, "difference_mean": 1.5}
+    tokens = {**result().tokens, "recount": recount}
+    said = "in 25.0% of 88 answers the tokenizer counts otherwise than the server, which counts +1.50"
+
+    assert said in result_text(result(tokens=tokens, goodput=None))
+    assert said in bench_page(result(tokens=tokens), records())
