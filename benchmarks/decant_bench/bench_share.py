@@ -1,5 +1,6 @@
 """What one process of a run does: its share of the warm-up, its share of the load, its own record."""
 
+import asyncio
 from array import array
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -115,13 +116,31 @@ class Sender:
         places = self._share.places(len(conversations))
         mine_s = [offsets_s[place] for place in places]
 
+        free = self._free()
+
         async def send(place: int, due_s: float) -> None:
-            await self._driver.send_due(conversations[place], due_s)
+            conversation, taken_up_s = conversations[place], self._clock.now_s()
+            if free is None:
+                await self._driver.send_due(conversation, due_s)
+                return
+            try:
+                await free.acquire()
+            except asyncio.CancelledError:
+                self._driver.leave(conversation, due_s)
+                raise
+            try:
+                await self._driver.send_due(conversation, due_s, taken_up_s=taken_up_s)
+            finally:
+                free.release()
 
         grace_s = self._config.drain_s
         sent = await send_open(places, mine_s, send, clock=self._clock, start_s=start_s, grace_s=grace_s)
         for place, offset_s in zip(places[sent:], mine_s[sent:], strict=True):
             self._driver.leave(conversations[place], start_s + offset_s)
+
+    def _free(self) -> asyncio.Semaphore | None:
+        most = self._config.in_flight
+        return None if most is None else asyncio.Semaphore(self._share.clients(most))
 
 
 def _shape(config: BenchConfig, endpoint: Endpoint) -> RequestShape:
