@@ -31,6 +31,7 @@ VERBS: dict[str, tuple[str, str]] = {
     "bench run": ("decant_bench.bench", "put a load on an endpoint and measure its latency"),
     "bench calibrate": ("decant_bench.calibrate", "measure the benchmark's own error on known delays"),
     "bench compare": ("decant_bench.compare", "say which of two benchmark runs is faster, or that none is"),
+    "bench ab": ("decant_bench.interleave", "load two endpoints in turns and say which is faster"),
     "bench sweep": ("decant_bench.sweep", "find the highest rate that still meets a latency objective"),
     "baseline": ("decant_distill.baseline", "score TF-IDF + logistic regression on the same requests"),
     "split": ("decant_distill.split", "split a dataset into parts by a hash of its texts"),

@@ -11,9 +11,11 @@ from email.utils import parsedate_to_datetime
 from typing import Any, Literal, NoReturn, cast
 
 import httpx
-from pydantic import BaseModel, ValidationError
+from pydantic import ValidationError
 
 from decant.api_error import ADVICE, ApiError, ErrorKind
+from decant.arrival import Received
+from decant.text_answer import TextAnswer
 from decant.timing import RequestTiming
 from decant.wire import (
     DONE,
@@ -59,50 +61,6 @@ class Call:
     content: bytes | None = None
     intended_s: float | None = None
     route: Route = "chat"
-
-
-class _TextLogprobs(BaseModel):
-    tokens: list[str] = []
-    token_logprobs: list[float | None] = []
-
-
-class _TextChoice(BaseModel):
-    index: int = 0
-    text: str | None = None
-    finish_reason: str | None = None
-    logprobs: _TextLogprobs | None = None
-
-
-class _TextAnswer(BaseModel):
-    """What /completions answers, as one event of a stream or whole: both have one shape."""
-
-    model: str | None = None
-    choices: list[_TextChoice]
-    usage: Usage | None = None
-
-    def as_chat(self) -> ChatChunk:
-        """The same as a chunk of a chat."""
-        return ChatChunk(
-            model=self.model,
-            usage=self.usage,
-            choices=[
-                ChatChunkChoice(
-                    index=choice.index,
-                    delta=ChatDelta(content=choice.text),
-                    finish_reason=choice.finish_reason,
-                    logprobs=_as_chat_logprobs(choice.logprobs),
-                )
-                for choice in self.choices
-            ],
-        )
-
-
-def _as_chat_logprobs(logprobs: _TextLogprobs | None) -> ChoiceLogprobs | None:
-    if logprobs is None:
-        return None
-    pairs = zip(logprobs.tokens, logprobs.token_logprobs, strict=False)
-    # The first token of an echoed prompt has no probability.
-    return ChoiceLogprobs(content=[TokenLogprob(token=t, logprob=p) for t, p in pairs if p is not None])
 
 
 @dataclass(slots=True)
@@ -173,27 +131,61 @@ class Attempt:
         """httpcore's trace: the first bytes out are the actual send; no connect means a reused connection."""
         if event.endswith("connect_tcp.started"):
             self.connected = True
-        elif event.endswith("send_request_headers.started") and self._actual_s is None:
-            self._actual_s = time.perf_counter()
+        elif event.endswith("send_request_headers.started"):
+            self.sent(time.perf_counter())
+
+    def sent(self, at_s: float) -> None:
+        """The bytes left at `at_s`; only the first time counts, for what is sent again was due then."""
+        self._actual_s = at_s if self._actual_s is None else self._actual_s
 
     async def check(self, response: httpx.Response) -> None:
         """Stamps the first byte of the response; ApiError when its status is not a success."""
         self._ttfb_s = self._now_s()
         self._status = response.status_code
-        if response.is_success:
-            return
-        text = (await response.aread()).decode("utf-8", errors="replace")
-        found = parse_error(_json(text)) or ErrorBody(message=text.strip() or response.reason_phrase)
-        if response.is_redirect:
-            found = ErrorBody(message=f"redirects to {response.headers['location']}; set base_url to that")
-        raise self.error(_kind(self._status), found, retry_after=_retry_after_s(response.headers))
+        if not response.is_success:
+            self._refuse(await response.aread(), response.headers)
+
+    def replayed(self, received: Received, *, stream: bool) -> Completion:
+        """The answer in a response that was read before; ApiError when it is cut, refused, or no answer."""
+        self._status, self._ttfb_s = received.status, received.began_s - self._sent_s
+        body = b"".join(piece for _, piece in received.pieces)
+        if not 200 <= self._status < 300:
+            self._refuse(body, httpx.Headers(dict(received.headers)))
+        if stream and "application/json" not in received.headers.get("content-type", ""):
+            self._replay_stream(received)
+        elif received.fault is not None:
+            raise self.broken(received.fault)
+        else:
+            ended_s = received.pieces[-1][0] if received.pieces else received.began_s
+            self._take_whole(body, ended_s - self._sent_s)
+        return self._completion(dict(received.headers))
+
+    def progress(self, received: Received) -> None:
+        """Takes what came of a stream that is given up, so that its error says how far it came."""
+        self._status, self._ttfb_s = received.status, received.began_s - self._sent_s
+        with suppress(ApiError, ValueError):
+            decoder = SseDecoder()
+            for at_s, piece in received.pieces:
+                self._take_events(decoder.feed(piece), at_s - self._sent_s)
+
+    def _refuse(self, body: bytes, headers: httpx.Headers) -> NoReturn:
+        text = body.decode("utf-8", errors="replace")
+        reason = httpx.codes.get_reason_phrase(self._status)
+        found = parse_error(_json(text)) or ErrorBody(message=text.strip() or reason or "no words")
+        if 300 <= self._status < 400 and "location" in headers:
+            found = ErrorBody(message=f"redirects to {headers['location']}; set base_url to that")
+        raise self.error(_kind(self._status), found, retry_after=_retry_after_s(headers))
 
     async def completion(self, response: httpx.Response, *, stream: bool) -> Completion:
         """Reads the answer to its end; ApiError when it is cut, or is no answer."""
         if stream and "application/json" not in response.headers.get("content-type", ""):
             await self._read_stream(response)
         else:
-            await self._read_whole(response)
+            body = await response.aread()
+            self._take_whole(body, self._now_s())
+        return self._completion(dict(response.headers))
+
+    def _completion(self, headers: dict[str, str]) -> Completion:
         answer = self._answer
         return Completion(
             text="".join(answer.content),
@@ -203,7 +195,7 @@ class Attempt:
             logprobs=tuple(answer.logprobs) or None,
             timing=self.timing(),
             model=answer.model,
-            headers=dict(response.headers),
+            headers=headers,
         )
 
     async def json_object(self, response: httpx.Response) -> dict[str, Any]:
@@ -269,9 +261,7 @@ class Attempt:
     def _now_s(self) -> float:
         return time.perf_counter() - self._sent_s
 
-    async def _read_whole(self, response: httpx.Response) -> None:
-        body = await response.aread()
-        at_s = self._now_s()
+    def _take_whole(self, body: bytes, at_s: float) -> None:
         try:
             whole = self._whole(body)
         except ValidationError as error:
@@ -286,7 +276,7 @@ class Attempt:
 
     def _whole(self, body: bytes) -> ChatChunk:
         if self.call.route == "completions":
-            return _TextAnswer.model_validate_json(body).as_chat()
+            return TextAnswer.model_validate_json(body).as_chat()
         whole = ChatResponse.model_validate_json(body)
         first = whole.choices[0]
         choice = ChatChunkChoice(
@@ -296,7 +286,7 @@ class Attempt:
 
     def _chunk(self, payload: str) -> ChatChunk:
         if self.call.route == "completions":
-            return _TextAnswer.model_validate_json(payload).as_chat()
+            return TextAnswer.model_validate_json(payload).as_chat()
         return ChatChunk.model_validate_json(payload)
 
     async def _read_stream(self, response: httpx.Response) -> None:
@@ -312,11 +302,30 @@ class Attempt:
             self._take_events(decoder.finish(), self._now_s())
         except ValueError as error:
             raise self.error("bad_response", _words(error)) from error
-        if not self._answer.is_whole:
-            if self._answer.chunk_times_s:
-                raise self.error("stream_broken", "the stream ended in the middle of the answer")
-            shown = start.decode("utf-8", errors="replace")
-            raise self.error("bad_response", f"no answer in a stream that starts with {shown[:80]!r}")
+        self._require_whole(start)
+
+    def _replay_stream(self, received: Received) -> None:
+        decoder = SseDecoder()
+        at_s = received.began_s
+        try:
+            for at_s, piece in received.pieces:
+                self._take_events(decoder.feed(piece), at_s - self._sent_s)
+                if self._answer.done:
+                    return
+            if received.fault is not None:
+                raise self.broken(received.fault)
+            self._take_events(decoder.finish(), at_s - self._sent_s)
+        except ValueError as error:
+            raise self.error("bad_response", _words(error)) from error
+        self._require_whole(received.pieces[0][1] if received.pieces else b"")
+
+    def _require_whole(self, start: bytes) -> None:
+        if self._answer.is_whole:
+            return
+        if self._answer.chunk_times_s:
+            raise self.error("stream_broken", "the stream ended in the middle of the answer")
+        shown = start.decode("utf-8", errors="replace")
+        raise self.error("bad_response", f"no answer in a stream that starts with {shown[:80]!r}")
 
     def _take_events(self, payloads: list[str], at_s: float) -> None:
         for payload in payloads:

@@ -13,8 +13,8 @@ from ablation.plot import length_plot
 from ablation.stages import Workshop
 from decant.dataset import read_good_rows
 from decant.files import write_json, write_text
+from decant.hardware import describe_commit, describe_machine, describe_versions
 from decant.stats import PairedDifference, paired_difference, wilson
-from decant_bench.hardware import describe_commit, describe_machine, describe_versions
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,10 +53,15 @@ class Outcome:
         }
 
 
+# World, arm, and the arm against the first one.
+_Difference = tuple[str, str, PairedDifference]
+
+
 def write_report(workshop: Workshop, experiment: Experiment, cells: Sequence[Cell], *, folder: Path) -> Path:
     """Writes `ablation-EXPERIMENT.json`, `.svg` and `.md` and returns the latter."""
     outcomes = [_read(workshop, cell) for cell in cells]
     scored = [outcome.to_dict() for outcome in outcomes]
+    differences = _differences(outcomes, experiment)
     document = {
         "experiment": experiment,
         "command": shlex.join(["python", "-m", "ablation", *sys.argv[1:]]),
@@ -67,13 +72,13 @@ def write_report(workshop: Workshop, experiment: Experiment, cells: Sequence[Cel
         "cells": scored,
         "differences": [
             {"world": world, "arm": arm, **_difference_to_dict(difference)}
-            for world, arm, difference in _differences(outcomes, experiment)
+            for world, arm, difference in differences
         ],
     }
     write_json(folder / f"ablation-{experiment}.json", document)
     write_text(folder / f"ablation-{experiment}.svg", length_plot(scored))
     markdown = folder / f"ablation-{experiment}.md"
-    write_text(markdown, _markdown(outcomes, experiment, document))
+    write_text(markdown, _markdown(outcomes, experiment, differences, document))
     return markdown
 
 
@@ -90,14 +95,12 @@ def _read(workshop: Workshop, cell: Cell) -> Outcome:
     )
 
 
-def _differences(
-    outcomes: Sequence[Outcome], experiment: Experiment
-) -> list[tuple[str, str, PairedDifference]]:
+def _differences(outcomes: Sequence[Outcome], experiment: Experiment) -> list[_Difference]:
     """Every arm against the first, problem by problem; a problem's outcome is its mean over the seeds.
 
     Problems are what is resampled: three students that all fail one problem are one failure, not three.
     """
-    found: list[tuple[str, str, PairedDifference]] = []
+    found: list[_Difference] = []
     first, *others = [arm.name for arm in ARMS[experiment]]
     for world in _distinct(outcomes, lambda outcome: outcome.cell.world):
         for arm in others:
@@ -126,7 +129,12 @@ def _difference_to_dict(difference: PairedDifference) -> dict[str, Any]:
     }
 
 
-def _markdown(outcomes: Sequence[Outcome], experiment: Experiment, document: dict[str, Any]) -> str:
+def _markdown(
+    outcomes: Sequence[Outcome],
+    experiment: Experiment,
+    differences: Sequence[_Difference],
+    document: dict[str, Any],
+) -> str:
     seeds = _distinct(outcomes, lambda outcome: outcome.cell.seed)
     parts = [
         f"# Ablation: {experiment}",
@@ -148,10 +156,7 @@ def _markdown(outcomes: Sequence[Outcome], experiment: Experiment, document: dic
         f"## Against {ARMS[experiment][0].name} (points, paired by problem, mean of the seeds)",
         _table(
             ["world", "arm", "difference", "n"],
-            [
-                [world, arm, _points(found), str(found.n)]
-                for world, arm, found in _differences(outcomes, experiment)
-            ],
+            [[world, arm, _points(found), str(found.n)] for world, arm, found in differences],
         ),
     ]
     for world in _distinct(outcomes, lambda outcome: outcome.cell.world):

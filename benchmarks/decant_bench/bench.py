@@ -11,7 +11,8 @@ from decant_bench.bench_csv import write_csvs
 from decant_bench.bench_result import RESULT_FILE, BenchResult, build_result
 from decant_bench.bench_run import run_load
 from decant_bench.bench_text import result_text
-from decant_bench.plan import make_plan
+from decant_bench.plan import PLAN_FILE, make_plan
+from decant_bench.push import push
 from decant_bench.self_check import InvalidRun
 
 CONFIG = BenchConfig
@@ -25,6 +26,8 @@ def run(config: BenchConfig) -> None:
     """
     result = asyncio.run(_run(config))
     sys.stdout.write(f"{result_text(result)}\n  written to {config.output}\n")
+    if config.push_gateway is not None:
+        push(result, config.push_gateway)
     require_valid(result, config.output)
 
 
@@ -48,9 +51,13 @@ async def bench(config: BenchConfig, endpoint: Endpoint) -> BenchResult:
     """One run against an endpoint that is up, written to `config.output`."""
     from decant_bench.bench_html import bench_page
 
-    plan = make_plan(config)
     with folder_aside(config.output) as folder:
-        outcome = await run_load(config, endpoint, plan, folder=folder)
+        plan = make_plan(config, folder / PLAN_FILE)
+        try:
+            outcome = await run_load(config, endpoint, plan, folder=folder)
+        finally:
+            plan.conversations.close()
+        plan.conversations.path.unlink()
         result = build_result(config, endpoint, plan, outcome)
         write_json(folder / RESULT_FILE, result.model_dump(mode="json"))
         write_csvs(folder, result, outcome.records)

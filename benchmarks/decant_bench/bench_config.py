@@ -86,13 +86,20 @@ class BenchConfig(Config):
     trace: OptionalInputPath = Field(default=None, description="trace to replay (arrival trace)")
     trace_speed: float = Field(default=1.0, gt=0, description="how many times faster to replay it")
     concurrency: int = Field(default=8, ge=1, description="clients of the closed loop and the warm-up")
+    in_flight: int | None = Field(
+        default=None, ge=1, description="open loop: most requests at once; those due wait, and are charged"
+    )
     requests: int | None = Field(default=None, ge=1, description="how many requests (or conversations)")
     duration_s: float | None = Field(default=None, gt=0, description="how long requests are sent")
     drain_s: float = Field(default=60.0, gt=0, description="longest wait for answers after the last send")
     warmup: int = Field(default=8, ge=0, description="unmeasured requests sent first, with other prompts")
+    processes: int = Field(default=1, ge=1, description="processes that send, each its share of the load")
     seed: int = Field(default=0, ge=0, description="seed of the schedule, the prompts and the intervals")
     error_share: float = Field(
         default=0.1, gt=0, description="a client error above this share of the latency makes a run invalid"
+    )
+    push_gateway: str | None = Field(
+        default=None, description="Prometheus Pushgateway that gets the numbers (http://HOST:9091)"
     )
     live: bool = Field(default=True, description="show a live view on a terminal")
 
@@ -110,6 +117,10 @@ class BenchConfig(Config):
             raise ValueError("without a stream there is no first token: set slo.e2e_s only")
         if self.arrival == "closed" and self.requests is None:
             raise ValueError("arrival closed needs requests; duration_s may end it earlier")
+        if self.in_flight is not None and (self.arrival == "closed" or self.in_flight < self.processes):
+            raise ValueError("in_flight is for an open loop, and at least one for each process")
+        if self.arrival == "closed" and self.processes > self.concurrency:
+            raise ValueError(f"{self.processes} processes cannot share {self.concurrency} clients")
         return self
 
     def _needs(self) -> dict[str, bool]:

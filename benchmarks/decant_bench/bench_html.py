@@ -7,15 +7,17 @@ from typing import Any
 from decant_bench import number_text as words
 from decant_bench.bench_plots import (
     FAILED,
+    RANK_COLOURS,
     RESPONSE,
     SERVICE,
     flight_plot,
     latency_plots,
     parts_plot,
+    ranks_plot,
     time_plot,
 )
 from decant_bench.bench_result import BenchResult
-from decant_bench.bench_text import NAMES, SHOWN, shown_measures
+from decant_bench.bench_text import NAMES, SHOWN, recount_text, shown_measures
 from decant_bench.page import block, definitions, figure, page
 from decant_bench.records import Record
 from decant_bench.svg import circle, drawing, group
@@ -26,6 +28,9 @@ _WORDS = (
     " bootstrap that draws stretches of neighbouring requests; one that the sample cannot reach is withheld."
     " Goodput is over all offered requests: those that failed, were shed or never sent are misses."
 )
+
+
+_STAMPED = {"kernel": "by the kernel", "read": "when read"}
 
 
 def bench_page(result: BenchResult, records: Sequence[Record]) -> str:
@@ -152,6 +157,10 @@ def _figures(result: BenchResult, records: Sequence[Record]) -> Iterable[str]:
     joined = result.server["joined"] if result.server else 0
     said = f"From sent, over {joined:,} requests joined with the gateway's own timing."
     yield figure("Where the first token's time went", said, parts_plot(result.server))
+    shares = zip(RANK_COLOURS, ("compute", "wait for a slower rank", "communication"), strict=True)
+    legend = _legend([_swatch(css, name) for css, name in shares])
+    said = "Of the steps that a request took part in; a rank that waits is faster than another."
+    yield figure("Ranks", said, ranks_plot(result.server), legend=legend)
 
 
 def _legend(entries: Sequence[str]) -> str:
@@ -168,7 +177,7 @@ def _conditions(result: BenchResult) -> dict[str, str]:
     lag, late = client["loop_lag_s"]["p99"], client["schedule_error_s"]["p99"]
     entries = {
         "client": f"event loop's lag {_ms(lag)} (p99), schedule error {_ms(late)} (p99),"
-        f" {client['cpu_share']:.0%} of a core",
+        f" {client['cpu_share']:.0%} of a core, arrivals stamped {_STAMPED[client['stamps']]}",
         "seed": str(result.seed),
         "started": result.started_at,
         "machine": f"{machine['cpu']}, {machine['cores']} cores, {machine['memory_gib']} GiB,"
@@ -177,6 +186,8 @@ def _conditions(result: BenchResult) -> dict[str, str]:
         "commit": result.commit or "not from a checkout",
         "command": result.command,
     }
+    if recount := result.tokens.get("recount"):
+        entries["tokens"] = recount_text(recount).removeprefix("tokens: ")
     if result.load["source"]:
         entries["requests from"] = f"{result.load['source']}, sha256 {result.load['source_sha256'][:16]}"
     return entries

@@ -6,6 +6,7 @@ from typing import Any
 from decant.timing import RequestTiming
 from decant_bench import number_text as words
 from decant_bench.plots import WIDTH, Curve, distribution_plot, x_axis
+from decant_bench.server_timing import RANK_PARTS
 from decant_bench.svg import Frame, Scale, circle, drawing, group, line, log_bounds, path, rectangle, text
 
 _FRAME = Frame(left=60, top=8, right=WIDTH - 16, bottom=228)
@@ -13,6 +14,8 @@ _MOST_DOTS = 1500
 _BAR = 34.0
 # From due and from sent: the same two colours in every plot.
 RESPONSE, SERVICE, FAILED = "s0", "s2", "s3"
+# Compute, wait, communication.
+RANK_COLOURS = ("s4", "s1", "s3")
 
 
 def time_plot(timings: Sequence[RequestTiming], window: tuple[float, float] | None) -> str:
@@ -106,6 +109,29 @@ def parts_plot(server: dict[str, Any] | None) -> str:
         value = f"{words.milliseconds(found['p50'])} ms"
         marks.append(text(WIDTH - 12, bottom - 5, value, css="value", anchor="end"))
     return drawing(marks, width=WIDTH, height=frame.bottom + 44, label="Parts of the time to first token")
+
+
+def ranks_plot(server: dict[str, Any] | None) -> str:
+    """Per rank what its steps of a request took, as one bar of compute, wait and communication."""
+    rows: list[dict[str, Any]] = (server or {}).get("ranks") or []
+    if not rows:
+        return ""
+    frame = Frame(left=130, top=8, right=WIDTH - 80, bottom=8 + _BAR * len(rows))
+    longest = max(sum(row[part] for part in RANK_PARTS) for row in rows)
+    x = Scale(0.0, longest or 1.0, frame.left, frame.right)
+    marks = [x_axis(x, frame, label="median per request", write=words.short_duration)]
+    for index, row in enumerate(rows):
+        top, bottom = frame.top + _BAR * index + 7, frame.top + _BAR * (index + 1) - 7
+        begin = 0.0
+        for part, css in zip(RANK_PARTS, RANK_COLOURS, strict=True):
+            end = begin + row[part]
+            title = f"rank {row['rank']}: {part.removesuffix('_s')} {words.milliseconds(row[part])} ms"
+            marks.append(group([rectangle(x(begin), top, x(end), bottom, css="bar")], css=css, title=title))
+            begin = end
+        marks.append(text(frame.left - 10, bottom - 5, f"rank {row['rank']}", css="name", anchor="end"))
+        value = f"{words.milliseconds(begin)} ms"
+        marks.append(text(WIDTH - 12, bottom - 5, value, css="value", anchor="end"))
+    return drawing(marks, width=WIDTH, height=frame.bottom + 44, label="Compute, wait, communication by rank")
 
 
 def _time_axis(y: Scale) -> str:

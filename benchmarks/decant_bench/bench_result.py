@@ -11,10 +11,10 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from decant.endpoint import Endpoint
 from decant.errors import DataError
 from decant.files import sha256_path
+from decant.hardware import describe_command, describe_commit, describe_machine, describe_versions
 from decant.timing import RequestTiming, percentile, summarize
 from decant_bench.bench_config import BenchConfig
 from decant_bench.bench_run import Outcome
-from decant_bench.hardware import describe_command, describe_commit, describe_machine, describe_versions
 from decant_bench.measures import error_counts, goodput, itl_of, latency_json, span_s, throughput
 from decant_bench.plan import Plan
 from decant_bench.records import REQUESTS_FILE, Record, read_records

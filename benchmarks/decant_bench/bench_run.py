@@ -1,24 +1,26 @@
 """One run against one endpoint: warm-up, the load, the client's own record, the server's timing."""
 
+import time
 from collections import Counter
 from collections.abc import Sequence
-from contextlib import AsyncExitStack
+from contextlib import closing
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
-from decant.client import OpenAIClient
 from decant.endpoint import Endpoint
 from decant.errors import EndpointError
 from decant.files import write_jsonl
 from decant_bench.bench_config import BenchConfig
-from decant_bench.driver import Driver, RequestShape
+from decant_bench.bench_processes import sending_processes
+from decant_bench.bench_share import ProcessRecord, Sender, Share, Warmup
 from decant_bench.live import watching
-from decant_bench.pacing import HEAD_START_S, Clock, MonotonicClock, send_closed, send_open
+from decant_bench.pacing import HEAD_START_S
 from decant_bench.plan import Plan
 from decant_bench.records import REQUESTS_FILE, Record, RecordFile, read_records
-from decant_bench.self_check import ClientRecord, LoopWatch, quiet_collector
+from decant_bench.self_check import ClientRecord, LoopWatch
 from decant_bench.server_timing import SERVER_FILE, ServerRecord, fetch_server_timing
+from decant_bench.wire_client import open_load_client, stamps_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,91 +40,54 @@ async def run_load(config: BenchConfig, endpoint: Endpoint, plan: Plan, *, folde
 
     EndpointError when the whole warm-up fails or no request completes: there is nothing to report then.
     """
-    clock = MonotonicClock()
-    async with AsyncExitStack() as stack:
-        client = OpenAIClient(
-            endpoint.base_url,
-            api_key=endpoint.api_key,
-            timeout_s=config.endpoint.request_timeout_s,
-            max_connections=None,
-            max_retries=0,
-        )
-        await stack.enter_async_context(client)
-        shape = _shape(config, endpoint)
-        warmup = await _warm_up(plan, config=config, client=client, shape=shape, clock=clock)
-        started_at = datetime.now(UTC)
-        file = RecordFile(folder / REQUESTS_FILE)
-        driver = Driver(client, shape, clock=clock, on_record=file.add)
-        watch = LoopWatch()
-        undo = quiet_collector()
-        try:
-            async with watch, watching(driver.counters, watch, plan=plan, config=config):
-                start_s = await _send(config, driver, plan, clock)
-        finally:
-            undo()
-            file.close()
-        records = sorted(read_records(folder / REQUESTS_FILE), key=lambda record: record.timing.actual_s)
-        _require_one(records, config.title)
-        server = await fetch_server_timing(endpoint, [r.timing.request_id for r in records if r.was_sent])
+    started_at = datetime.now(UTC)
+    start_s, own, warmup = await _load(config, endpoint, plan, folder)
+    records = sorted(read_records(folder / REQUESTS_FILE), key=lambda record: record.timing.actual_s)
+    _require_one(records, config.title)
+    server = await fetch_server_timing(endpoint, [r.timing.request_id for r in records if r.was_sent])
     if server:
         write_jsonl(folder / SERVER_FILE, (record.row for record in server.values()))
     due = [record for record in records if record.was_sent and record.timing.intended_s is not None]
-    own = ClientRecord(
-        lags_s=watch.lags_s,
+    client = ClientRecord(
+        lags_s=own.lags_s,
         schedule_errors_s=[record.schedule_error_s or 0.0 for record in due],
         send_delays_s=[record.timing.send_delay_s for record in due],
-        cpu_share=watch.cpu_share,
+        cpu_share=own.cpu_share,
+        stamps=stamps_of(endpoint.base_url),
+        processes=config.processes,
     )
-    return Outcome(records, start_s, started_at, own, server, warmup)
+    return Outcome(records, start_s, started_at, client, server, warmup.outcomes)
 
 
-async def _warm_up(
-    plan: Plan, *, config: BenchConfig, client: OpenAIClient, shape: RequestShape, clock: Clock
-) -> Counter[str]:
-    outcomes: list[Record] = []
-    driver = Driver(client, shape, clock=clock, on_record=outcomes.append)
-    await send_closed(plan.warmup, driver.send_free, clients=config.concurrency, clock=clock)
-    if outcomes and not driver.counters.completed:
-        kinds, first = _kinds(outcomes), outcomes[0].error
-        raise EndpointError(f"{config.title}: every warm-up request failed: {kinds}; the first: {first}")
-    return Counter(record.timing.error_kind or "completed" for record in outcomes)
+async def _load(
+    config: BenchConfig, endpoint: Endpoint, plan: Plan, folder: Path
+) -> tuple[float, ProcessRecord, Warmup]:
+    if config.processes > 1:
+        async with sending_processes(config, endpoint, plan, folder=folder) as processes:
+            _require_warm(processes.warmup, config.title)
+            async with watching(processes.counters, LoopWatch(), plan=plan, config=config):
+                start_s, own = await processes.send()
+        return start_s, own, processes.warmup
+    client = open_load_client(
+        endpoint.base_url, api_key=endpoint.api_key, timeout_s=config.endpoint.request_timeout_s
+    )
+    with closing(RecordFile(folder / REQUESTS_FILE)) as file:
+        async with client:
+            sender = Sender(config, endpoint, client, share=Share(), on_record=file.add)
+            warmup = await sender.warm_up(plan.warmup)
+            _require_warm(warmup, config.title)
+            start_s = time.perf_counter() + HEAD_START_S
+            async with watching(sender.counters, sender.watch, plan=plan, config=config):
+                own = await sender.send(plan.conversations, plan.offsets_s, start_s=start_s)
+    return start_s, own, warmup
 
 
-async def _send(config: BenchConfig, driver: Driver, plan: Plan, clock: Clock) -> float:
-    start_s = clock.now_s() + HEAD_START_S
-    if plan.offsets_s is None:
-        end_s = None if config.duration_s is None else start_s + config.duration_s
-        await send_closed(
-            plan.conversations,
-            driver.send_free,
-            clients=min(config.concurrency, len(plan.conversations)),
-            clock=clock,
-            end_s=end_s,
-            grace_s=config.drain_s,
+def _require_warm(warmup: Warmup, title: str) -> None:
+    if warmup.outcomes and not warmup.outcomes["completed"]:
+        kinds = ", ".join(f"{kind} {n}" for kind, n in warmup.outcomes.most_common())
+        raise EndpointError(
+            f"{title}: every warm-up request failed: {kinds}; the first: {warmup.first_failure}"
         )
-        return start_s
-    sent = await send_open(
-        plan.conversations,
-        plan.offsets_s,
-        driver.send_due,
-        clock=clock,
-        start_s=start_s,
-        grace_s=config.drain_s,
-    )
-    for conversation, offset_s in zip(plan.conversations[sent:], plan.offsets_s[sent:], strict=True):
-        driver.leave(conversation, start_s + offset_s)
-    return start_s
-
-
-def _shape(config: BenchConfig, endpoint: Endpoint) -> RequestShape:
-    return RequestShape(
-        model=endpoint.model,
-        route=config.route,
-        stream=config.stream,
-        think_s=config.workload.think_s,
-        extra=config.workload.extra,
-        keeps_text=config.workload.tokenizer is not None,
-    )
 
 
 def _require_one(records: Sequence[Record], title: str) -> None:

@@ -58,12 +58,22 @@ def _lines(result: BenchResult) -> Iterator[str]:
             f" [{interval['low']:.1%}, {interval['high']:.1%}], {good['per_s']:.2f}/s"
         )
     yield _steady_line(result.steady)
+    if recount := result.tokens.get("recount"):
+        yield f"  {recount_text(recount)}"
     if result.server:
         parts = result.server["ttft_parts"]
         shown = ", ".join(f"{n.removesuffix('_s')} {words.milliseconds(p['p50'])}" for n, p in parts.items())
         yield f"  first token at the server, p50 in ms ({result.server['joined']} joined): {shown}"
     for doubt in result.doubts:
         yield f"  NOT VALID: {doubt}"
+
+
+def recount_text(recount: Mapping[str, Any]) -> str:
+    """How often the tokenizer and the server's usage disagree on an answer's tokens."""
+    return (
+        f"tokens: in {recount['differ_share']:.1%} of {recount['n']:,} answers the tokenizer counts otherwise"
+        f" than the server, which counts {recount['difference_mean']:+.2f} on average (one is the end token)"
+    )
 
 
 def table_text(result: BenchResult) -> Iterator[str]:

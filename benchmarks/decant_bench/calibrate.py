@@ -1,27 +1,30 @@
 """`decant bench calibrate`: the benchmark's own error, measured on delays that are known.
 
-The scripted engine is served like any model; each request's first token and each gap after it are compared
-with what the script says. What is shown is everything between the script and the number: the engine's timers,
-the gateway, the sockets and the client. The gateway's own stamps split off the client's part.
+The scripted engine answers on a port of its own, or is served like any model (`through` the gateway); each
+request's first token and each gap after it are compared with what the script says. What is shown is all that
+lies between the script and the number: the engine's timers, the gateway, the sockets and the client. The
+engine says how late it was itself; the gateway's stamps split off what lies before it.
 """
 
 import asyncio
 import sys
 from collections.abc import Mapping, Sequence
+from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import Field
 
 from decant.config import Config, OutputPath
 from decant.endpoint import EndpointConfig, open_endpoint
 from decant.files import write_json
+from decant.hardware import provenance
 from decant.timing import RequestTiming, percentile
 from decant_bench.bench import bench
 from decant_bench.bench_config import BenchConfig, LengthConfig, WorkloadConfig
 from decant_bench.bench_result import read_bench
-from decant_bench.hardware import provenance
+from decant_bench.scripted_engine import MODEL, Lateness, ScriptedEngine, scripted_engine
 from decant_bench.self_check import InvalidRun
 from decant_bench.server_timing import SERVER_FILE, read_server_timing
 
@@ -32,6 +35,9 @@ class CalibrateConfig(Config):
     """How the ruler is checked."""
 
     output: OutputPath = Field(description="folder for calibration.json and a result folder per load")
+    through: Literal["engine", "gateway"] = Field(
+        default="engine", description="ask the scripted engine itself, or through `decant serve`"
+    )
     streams: tuple[int, ...] = Field(default=(1, 64, 256), min_length=1, description="streams at once")
     requests_per_stream: int = Field(default=4, ge=1, description="requests of each stream")
     least_requests: int = Field(default=40, ge=1, description="fewest requests of a load")
@@ -124,19 +130,33 @@ def calibration_text(config: CalibrateConfig, rows: Sequence[ErrorRow]) -> str:
 async def _calibrate(config: CalibrateConfig) -> tuple[list[ErrorRow], dict[str, list[str]]]:
     script = config.output / "script.json"
     write_json(script, script_of(config))
-    endpoint_config = EndpointConfig(serve=script, parallel=max(config.streams))
     rows: list[ErrorRow] = []
     doubts: dict[str, list[str]] = {}
-    async with open_endpoint(endpoint_config, log_dir=config.output) as endpoint:
+    async with AsyncExitStack() as stack:
+        engine: ScriptedEngine | None = None
+        if config.through == "engine":
+            engine = stack.enter_context(scripted_engine(script))
+            endpoint_config = EndpointConfig(base_url=f"{engine.address}/v1", model=MODEL)
+        else:
+            endpoint_config = EndpointConfig(serve=script, parallel=max(config.streams))
+        endpoint = await stack.enter_async_context(open_endpoint(endpoint_config, log_dir=config.output))
         for streams in config.streams:
             load = _load(config, endpoint_config, streams)
             result = await bench(load, endpoint)
             timings = read_bench(load.output).timings
             server = read_server_timing(load.output / SERVER_FILE)
             rows += error_rows(config, streams, timings, server)
+            if engine is not None:
+                rows += _own_rows(streams, engine.lateness())
             if not result.valid:
                 doubts[str(streams)] = list(result.doubts)
     return rows, doubts
+
+
+def _own_rows(streams: int, late: Lateness) -> list[ErrorRow]:
+    if late.p50_s is None or late.p99_s is None or late.max_s is None:
+        return []
+    return [ErrorRow(streams, "late", "engine", late.n, late.p50_s, late.p99_s, late.max_s)]
 
 
 def _load(config: CalibrateConfig, endpoint: EndpointConfig, streams: int) -> BenchConfig:

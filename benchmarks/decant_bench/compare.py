@@ -22,8 +22,8 @@ from decant_bench.self_check import InvalidRun
 
 Verdict = Literal["faster", "slower", "not distinguishable"]
 
-_MEASURES = ("ttft_response_s", "e2e_response_s", "e2e_service_s", "tpot_s", "itl_s")
-_PERCENTILES = (50.0, 95.0, 99.0)
+MEASURES = ("ttft_response_s", "e2e_response_s", "e2e_service_s", "tpot_s", "itl_s")
+PERCENTILES = (50.0, 95.0, 99.0)
 _CONFIDENCE = 0.95
 _RESAMPLES = 4000
 _SAME = ("arrival", "rate", "rate_end", "clients", "requests", "route", "stream", "source_sha256")
@@ -93,18 +93,23 @@ def compare(before: BenchFolder, after: BenchFolder, *, margin: float, seed: int
     shown: list[tuple[str, list[float]]] = []
     for name in _measures(before.result, after.result):
         n = min(len(first[name].values), len(second[name].values))
-        shown.append((name, [q for q in _PERCENTILES if n >= least_n(q)]))
+        shown.append((name, [q for q in PERCENTILES if n >= least_n(q)]))
     count = sum(len(qs) for _, qs in shown)
     if not count:
-        needs = least_n(_PERCENTILES[0])
+        needs = least_n(PERCENTILES[0])
         raise DataError(f"nothing to compare: a median needs {needs} completed requests in both runs")
-    confidence = 1 - (1 - _CONFIDENCE) / count
+    confidence, seeds = confidence_of(count), (2 * seed, 2 * seed + 1)
     return [
         row
         for name, qs in shown
         if qs
-        for row in _rows(name, qs, (first[name], second[name]), confidence, margin=margin, seed=seed)
+        for row in ratio_rows(name, qs, (first[name], second[name]), confidence, margin=margin, seeds=seeds)
     ]
+
+
+def confidence_of(rows: int) -> float:
+    """The confidence of one row when all of so many are to hold together."""
+    return 1 - (1 - _CONFIDENCE) / rows
 
 
 def verdict_of(interval: Interval, *, margin: float) -> Verdict:
@@ -135,8 +140,13 @@ def differences(before: BenchResult, after: BenchResult) -> Iterator[str]:
 def comparison_text(before: str, after: str, rows: Sequence[RatioRow], notes: Sequence[str]) -> str:
     """The table, a verdict per row, and what to read before it."""
     lines = [f"{after} against {before} (ratio below 1: {after} is faster; intervals hold together at 95%)"]
-    head = f"  {'':<24} {'before, ms':>11} {'after, ms':>11} {'ratio':>7}  {'interval':<16} verdict"
-    lines.append(head)
+    lines += ratio_table("before, ms", "after, ms", rows)
+    return "\n".join([*lines, *(f"  before comparing: {note}" for note in notes)])
+
+
+def ratio_table(before: str, after: str, rows: Sequence[RatioRow]) -> list[str]:
+    """A line per row under the names of the two sides."""
+    lines = [f"  {'':<24} {before:>11} {after:>11} {'ratio':>7}  {'interval':<16} verdict"]
     for row in rows:
         name = f"{NAMES[row.measure]}, p{row.q:g}"
         interval = f"[{row.interval.low:.3f}, {row.interval.high:.3f}]"
@@ -144,33 +154,34 @@ def comparison_text(before: str, after: str, rows: Sequence[RatioRow], notes: Se
             f"  {name:<24} {words.milliseconds(row.before_s):>11} {words.milliseconds(row.after_s):>11}"
             f" {row.ratio:>7.3f}  {interval:<16} {row.verdict}"
         )
-    return "\n".join([*lines, *(f"  before comparing: {note}" for note in notes)])
+    return lines
 
 
 def _measures(before: BenchResult, after: BenchResult) -> list[str]:
     closed = before.load["clients"] is not None and after.load["clients"] is not None
     # In a closed loop nothing is due, so both latencies are the same numbers.
-    return [name for name in _MEASURES if not (closed and name == "e2e_service_s")]
+    return [name for name in MEASURES if not (closed and name == "e2e_service_s")]
 
 
-def _rows(
+def ratio_rows(
     name: str,
     qs: Sequence[float],
     pair: tuple[Series, Series],
     confidence: float,
     *,
     margin: float,
-    seed: int,
+    seeds: tuple[int, int],
 ) -> Iterator[RatioRow]:
+    """A row per percentile of one measure; one seed for both sides draws the same blocks of both."""
     draws = [
         percentile_draws(
             each.values.tolist(),
             qs,
             blocks=each.blocks.tolist(),
-            seed=2 * seed + place,
+            seed=seed,
             resamples=_RESAMPLES,
         )
-        for place, each in enumerate(pair)
+        for seed, each in zip(seeds, pair, strict=True)
     ]
     most = min(len(each) for each in draws)
     for place, q in enumerate(qs):

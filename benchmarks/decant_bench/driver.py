@@ -73,9 +73,14 @@ class Driver:
         # Unique to the run, so that a server's log tells its requests from those of another.
         self._run = uuid.uuid4().hex[:8]
 
-    async def send_due(self, conversation: Conversation, due_s: float) -> None:
-        """One conversation whose first request is due at `due_s`."""
-        await self._send(conversation, due_s)
+    async def send_due(
+        self, conversation: Conversation, due_s: float, *, taken_up_s: float | None = None
+    ) -> None:
+        """One conversation whose first request is due at `due_s`.
+
+        `taken_up_s` is when it was taken up, where it had to wait after that: its schedule error ends there.
+        """
+        await self._send(conversation, due_s, taken_up_s)
 
     async def send_free(self, conversation: Conversation) -> None:
         """One conversation of a client that is free: nothing is due, so latency counts from the send."""
@@ -85,13 +90,15 @@ class Driver:
         """Records a conversation that was offered and never sent."""
         self._skip(conversation, 0, "unsent", due_s)
 
-    async def _send(self, conversation: Conversation, due_s: float | None) -> None:
+    async def _send(
+        self, conversation: Conversation, due_s: float | None, taken_up_s: float | None = None
+    ) -> None:
         answers: list[str] = []
         for turn in range(len(conversation.turns)):
             if turn:
-                due_s = await self._think(due_s)
+                due_s, taken_up_s = await self._think(due_s), None
             try:
-                record, answer = await self._ask(conversation, turn, answers, due_s)
+                record, answer = await self._ask(conversation, turn, answers, due_s, taken_up_s)
             except asyncio.CancelledError:
                 self._skip(conversation, turn + 1, "turn_skipped", None)
                 raise
@@ -108,7 +115,12 @@ class Driver:
         return None if due_s is None else next_s
 
     async def _ask(
-        self, conversation: Conversation, turn: int, answers: list[str], due_s: float | None
+        self,
+        conversation: Conversation,
+        turn: int,
+        answers: list[str],
+        due_s: float | None,
+        taken_up_s: float | None,
     ) -> tuple[Record, str | None]:
         shape, started_s = self._shape, self._clock.now_s()
         body = {
@@ -118,7 +130,7 @@ class Driver:
         }
         send = self._client.chat if shape.route == "chat" else self._client.complete
         self.counters.sent += 1
-        late_s = None if due_s is None else started_s - due_s
+        late_s = None if due_s is None else (started_s if taken_up_s is None else taken_up_s) - due_s
         try:
             completion = await send(
                 body, stream=shape.stream, intended_s=due_s, request_id=self._id(conversation, turn)

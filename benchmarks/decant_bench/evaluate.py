@@ -16,15 +16,14 @@ from typing import Any, Self
 from pydantic import Field, model_validator
 
 from decant.answers import AnswersConfig
-from decant.client import OpenAIClient
 from decant.config import Config, InputPath, OutputPath
 from decant.endpoint import Endpoint, EndpointConfig, open_endpoint
 from decant.errors import EndpointError
 from decant.files import sha256_file
+from decant.hardware import describe_command, describe_commit, describe_machine, describe_versions
 from decant.progress import Progress
 from decant.task import Message, TaskConfig
 from decant.timing import RequestTiming, summarize
-from decant_bench.hardware import describe_command, describe_commit, describe_machine, describe_versions
 from decant_bench.latency import latency_summaries
 from decant_bench.load import Arrival, arrival_offsets_s
 from decant_bench.predictions import (
@@ -39,6 +38,7 @@ from decant_bench.predictions import (
 )
 from decant_bench.questions import Question, Questions, read_questions, warmup_messages
 from decant_bench.replay import (
+    ChatClient,
     Exchange,
     ReplayRequest,
     Saturation,
@@ -48,6 +48,7 @@ from decant_bench.replay import (
     replay_open,
 )
 from decant_bench.scoring import score
+from decant_bench.wire_client import open_load_client
 
 _LEAST_PER_CLIENT = 2
 """With fewer burst requests per client there is no time in which every client is busy."""
@@ -136,12 +137,8 @@ async def _replay(config: EvalConfig, questions: Questions) -> _Replayed:
     logs = config.output.with_name(f"{config.output.name}.logs")
     async with AsyncExitStack() as stack:
         endpoint = await stack.enter_async_context(open_endpoint(config.endpoint, log_dir=logs))
-        client = OpenAIClient(
-            endpoint.base_url,
-            api_key=endpoint.api_key,
-            timeout_s=config.endpoint.request_timeout_s,
-            max_connections=None,
-            max_retries=0,
+        client = open_load_client(
+            endpoint.base_url, api_key=endpoint.api_key, timeout_s=config.endpoint.request_timeout_s
         )
         await stack.enter_async_context(client)
         requests = [_request(config, endpoint.model, q.id, q.messages) for q in questions.asked]
@@ -164,7 +161,7 @@ def _request(config: EvalConfig, model: str, request_id: str, messages: list[Mes
 
 
 async def _warm_up(
-    config: EvalConfig, client: OpenAIClient, model: str, questions: Sequence[Question]
+    config: EvalConfig, client: ChatClient, model: str, questions: Sequence[Question]
 ) -> list[Exchange]:
     prompts = warmup_messages(questions, n=config.warmup, seed=config.seed)
     requests = [_request(config, model, f"warmup-{i}", messages) for i, messages in enumerate(prompts)]
@@ -175,7 +172,7 @@ async def _warm_up(
 
 
 async def _measure(
-    config: EvalConfig, client: OpenAIClient, requests: Sequence[ReplayRequest]
+    config: EvalConfig, client: ChatClient, requests: Sequence[ReplayRequest]
 ) -> list[Exchange]:
     with Progress(len(requests), unit="requests", label=f"eval {config.stage}") as progress:
         failed = 0
@@ -192,7 +189,7 @@ async def _measure(
 
 
 async def _saturate(
-    config: EvalConfig, client: OpenAIClient, model: str, asked: Sequence[Question]
+    config: EvalConfig, client: ChatClient, model: str, asked: Sequence[Question]
 ) -> Saturation | None:
     n = config.burst_requests
     if not n:

@@ -5,7 +5,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from decant_bench.hardware import describe_command, describe_commit, describe_machine, describe_versions
+from decant.hardware import describe_command, describe_commit, describe_machine, describe_versions
 from decant_bench.ledger_config import GateRule, LedgerConfig
 from decant_bench.ledger_notes import engine_differences, notes
 from decant_bench.ledger_rows import LedgerRow, Sample, build_rows

@@ -3,20 +3,24 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from decant.errors import ConfigError
 from decant_bench.bench_config import BenchConfig
+from decant_bench.conversation_file import ConversationFile
 from decant_bench.load import arrival_offsets_s, gamma_offsets_s, ramp_offsets_s, within
 from decant_bench.tokens import TokenCounter, token_counter
 from decant_bench.traces import read_trace
 from decant_bench.workload import Conversation, Workload
+
+PLAN_FILE = "plan.jsonl"
 
 
 @dataclass(frozen=True, slots=True)
 class Plan:
     """What will be sent. `offsets_s` has a time for each conversation; None in a closed loop."""
 
-    conversations: Sequence[Conversation]
+    conversations: ConversationFile
     offsets_s: tuple[float, ...] | None
     warmup: Sequence[Conversation]
     counter: TokenCounter
@@ -24,11 +28,11 @@ class Plan:
     @property
     def requests(self) -> int:
         """How many requests the conversations make."""
-        return sum(len(conversation.turns) for conversation in self.conversations)
+        return self.conversations.turns
 
 
-def make_plan(config: BenchConfig) -> Plan:
-    """Draws the schedule and writes the prompts; DataError and ConfigError for what cannot be planned."""
+def make_plan(config: BenchConfig, store: Path) -> Plan:
+    """Draws the schedule and writes the prompts to `store`; DataError, ConfigError where that cannot be."""
     counter = token_counter(config.workload.tokenizer)
     workload = Workload(config.workload, counter=counter, seed=config.seed)
     if config.trace is not None:
@@ -41,9 +45,11 @@ def make_plan(config: BenchConfig) -> Plan:
     else:
         offsets = _offsets_s(config)
         conversations = workload.measured(len(offsets))
-    if not conversations:
+    stored = ConversationFile.write(store, conversations)
+    if not stored:
+        stored.close()
         raise ConfigError("no request is due within duration_s; make it longer or the rate higher")
-    return Plan(conversations, offsets, workload.warmup(config.warmup, conversations), counter)
+    return Plan(stored, offsets, workload.warmup(config.warmup, stored), counter)
 
 
 def _offsets_s(config: BenchConfig) -> tuple[float, ...]:

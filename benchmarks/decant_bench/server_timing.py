@@ -11,7 +11,7 @@ import httpx
 
 from decant.dataset import read_good_rows
 from decant.endpoint import Endpoint
-from decant.timing import RequestTiming, summarize
+from decant.timing import RequestTiming, percentile, summarize
 
 SERVER_FILE = "server.jsonl"
 
@@ -19,6 +19,8 @@ SERVER_FILE = "server.jsonl"
 _MOST_RECORDS = 2000
 _AT_ONCE = 16
 _LIMIT_S = 10.0
+
+RANK_PARTS = ("compute_s", "wait_s", "comm_s")
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,7 +84,29 @@ def server_json(
         "joined": len(joined),
         "missing": len(done) - len(joined),
         "ttft_parts": {name: summarize([p[name] for p in parts if name in p]) for name in names},
+        "ranks": rank_parts(record for _, record in joined),
     }
+
+
+def rank_parts(records: Iterable[ServerRecord]) -> list[dict[str, Any]]:
+    """Per tensor-parallel rank the median seconds that a request's steps computed, waited and communicated.
+
+    Empty where the engine does not tell its ranks apart.
+    """
+    found: dict[int, dict[str, list[float]]] = {}
+    for record in records:
+        for row in record.row.get("ranks") or ():
+            parts = found.setdefault(int(row["rank"]), {part: [] for part in RANK_PARTS})
+            for part in RANK_PARTS:
+                parts[part].append(float(row[part]))
+    return [
+        {
+            "rank": rank,
+            "n": len(parts["compute_s"]),
+            **{part: percentile(found_s, 50) for part, found_s in parts.items()},
+        }
+        for rank, parts in sorted(found.items())
+    ]
 
 
 def read_server_timing(path: Path) -> dict[str, RequestTiming]:

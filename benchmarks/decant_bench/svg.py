@@ -15,7 +15,8 @@ ScaleKind = Literal["linear", "log", "root"]
 _DIGITS = 2
 _SHORTEST_S = 1e-6
 _ROUND_STEPS = (1.0, 2.0, 2.5, 5.0, 10.0)
-_LOG_STEPS = (1.0, 2.0, 5.0)
+_LOG_STEPS = ((1.0, 2.0, 5.0), (1.0, 1.5, 2.0, 3.0, 4.0, 5.0, 7.0))
+_LEAST_TICKS = 3
 _ROOT_TICKS = (-1.0, -0.8, -0.6, -0.4, -0.2, -0.05, -0.01, 0.0, 0.01, 0.05, 0.2, 0.4, 0.6, 0.8, 1.0)
 
 
@@ -65,9 +66,18 @@ def linear_ticks(low: float, high: float) -> list[float]:
 
 
 def log_ticks(low: float, high: float) -> list[float]:
-    """1, 2 and 5 times powers of ten that lie in `low`..`high`; powers of ten alone over many decades."""
+    """Round values in `low`..`high`: powers of ten over many decades, finer steps where these are too few."""
     exponents = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
-    steps = _LOG_STEPS if len(exponents) <= 4 else (1.0,)
+    if len(exponents) > 4:
+        return _within(low, high, exponents, (1.0,))
+    for steps in _LOG_STEPS:
+        found = _within(low, high, exponents, steps)
+        if len(found) >= _LEAST_TICKS:
+            break
+    return found
+
+
+def _within(low: float, high: float, exponents: range, steps: Sequence[float]) -> list[float]:
     candidates = [step * 10.0**exponent for exponent in exponents for step in steps]
     return [value for value in candidates if low * (1 - 1e-9) <= value <= high * (1 + 1e-9)]
 

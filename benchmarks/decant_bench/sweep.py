@@ -14,10 +14,10 @@ from pydantic import Field, model_validator
 from decant.endpoint import Endpoint, open_endpoint
 from decant.errors import EndpointError
 from decant.files import write_json, write_text
+from decant.hardware import provenance
 from decant_bench.bench import REPORT_FILE, bench
 from decant_bench.bench_config import BenchConfig
 from decant_bench.bench_result import BenchResult
-from decant_bench.hardware import provenance
 
 SWEEP_FILE, SWEEP_CSV = "sweep.json", "sweep.csv"
 

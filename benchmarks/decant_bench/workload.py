@@ -65,25 +65,26 @@ class Workload:
         self._seed = seed
         self._cached: dict[tuple[int, int], str] = {}
 
-    def measured(self, n: int, *, trace: Sequence[TraceRequest] | None = None) -> list[Conversation]:
-        """The conversations of a run, lengths from the trace where there is one."""
+    def measured(self, n: int, *, trace: Sequence[TraceRequest] | None = None) -> Iterator[Conversation]:
+        """The conversations of a run, one by one, lengths from the trace where there is one."""
         if self._config.data is not None:
             return self._rows(n)
         if trace is not None:
-            return [self._traced(index, request) for index, request in enumerate(trace[:n])]
-        return [self._synthetic(index, _MEASURED) for index in range(n)]
+            return (self._traced(index, request) for index, request in enumerate(trace[:n]))
+        return (self._synthetic(index, _MEASURED) for index in range(n))
 
     def warmup(self, n: int, measured: Sequence[Conversation]) -> list[Conversation]:
         """As many conversations of one turn, alike in length, whose prompts none of the measured ones has."""
-        taken = {conversation.key for conversation in measured}
+        # Hashes, for a long run's prompts are kept on disk; one that is taken by chance is drawn again.
+        taken = {hash(conversation.key) for conversation in measured}
         draw = self._shuffled(measured) if self._config.data is not None else self._fresh
         return [self._unlike(taken, index, draw) for index in range(n)]
 
-    def _unlike(self, taken: set[str], index: int, draw: Callable[[int], Conversation]) -> Conversation:
+    def _unlike(self, taken: set[int], index: int, draw: Callable[[int], Conversation]) -> Conversation:
         for attempt in range(_MOST_REDRAWS):
             conversation = draw(index + attempt * 1_000_003)
-            if conversation.key not in taken:
-                taken.add(conversation.key)
+            if hash(conversation.key) not in taken:
+                taken.add(hash(conversation.key))
                 return Conversation(index, conversation.head, conversation.turns[:1])
         raise DataError("found no prompts for the warm-up that are not measured: make the prompts longer")
 
@@ -128,7 +129,7 @@ class Workload:
         content = self._writer.write(length, rng, after=after)
         return Conversation(index, (), (Turn(content, max(1, request.completion_tokens), length),))
 
-    def _rows(self, n: int) -> list[Conversation]:
+    def _rows(self, n: int) -> Iterator[Conversation]:
         config = self._config
         assert config.data is not None
         rows = read_good_rows(config.data)
@@ -136,15 +137,13 @@ class Workload:
             raise DataError(f"{config.data}: holds no rows")
         rng = self._rng(_ORDER, 0)
         order = [int(i) for _ in range(math.ceil(n / len(rows))) for i in rng.permutation(len(rows))][:n]
-        conversations: list[Conversation] = []
         for index, place in enumerate(order):
             where = f"{config.data}:{rows[place].line}"
             *head, last = _messages(rows[place].fields, config, where)
             most = draw_length(config.output_tokens, self._rng(_MEASURED, index))
             text = last["content"]
             length = self._counter.count("\n".join(m["content"] for m in (*head, last)))
-            conversations.append(Conversation(index, tuple(head), (Turn(text, most, length),)))
-        return conversations
+            yield Conversation(index, tuple(head), (Turn(text, most, length),))
 
     def _text(self, stream: int, number: int, length: int) -> str:
         if (stream, number) not in self._cached:

@@ -7,8 +7,7 @@ import pickle
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from importlib.metadata import version
-from platform import python_version
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pydantic import Field
@@ -17,6 +16,7 @@ from decant.config import Config, InputPath, OutputPath
 from decant.dataset import BadRow, Row, read_rows
 from decant.errors import DataError, MissingExtraError
 from decant.files import folder_aside, sha256_file, write_json, write_jsonl
+from decant.hardware import provenance
 from decant.progress import Progress
 from decant.task import TaskConfig, same_answer
 from decant.timing import RequestTiming, summarize
@@ -285,7 +285,7 @@ def _evaluation(
             "features": len(classifier.weights),
             "wall_s": classifier.fit_s,
         },
-        "versions": {"python": python_version(), "scikit-learn": version("scikit-learn")},
+        **provenance(Path(__file__).parent),
         "config": config.model_dump(mode="json"),
     }
 

@@ -16,7 +16,6 @@ from decant.store import RequestStore, store_name
 from decant.task import TaskConfig
 from decant_distill.batch_api import BatchApi
 from decant_distill.calibration import Method
-from decant_distill.label_answers import AnswersConfig
 from decant_distill.label_batch import take_results, write_requests
 from decant_distill.label_batch_api import BatchLabeling, BatchOptions
 from decant_distill.label_calibrate import calibrate
@@ -135,6 +134,10 @@ class LabelConfig(Config):
             raise ValueError(f"format = {self.format} needs the endpoint's base_url and model")
         if self.format != "online" and self.estimate is not None:
             raise ValueError("estimate asks the endpoint, so it needs format = online")
+        return self
+
+    @model_validator(mode="after")
+    def _a_budget_has_prices(self) -> "LabelConfig":
         if self.budget_usd is not None and Prices.of(self.endpoint) is None:
             raise ValueError(
                 "budget_usd needs the endpoint's prices (price_per_hour or usd_per_million_*_tokens)"

@@ -3,10 +3,11 @@ from typing import Any
 
 from decant.timing import RequestTiming
 from decant_bench.bench_html import bench_page
-from decant_bench.bench_plots import flight_plot, parts_plot, time_plot
+from decant_bench.bench_plots import flight_plot, parts_plot, ranks_plot, time_plot
 from decant_bench.bench_text import percentile_text, result_text
 from decant_bench.measures import error_counts, latency_json, throughput
 from decant_bench.records import Record
+from decant_bench.server_timing import ServerRecord, rank_parts
 from tests.bench.bench_runs import run_result
 
 
@@ -43,9 +44,15 @@ def result(**changes: Any) -> Any:
         "throughput": throughput(timings),
         "errors": error_counts(shown),
         "steady": steady,
-        "client": {"loop_lag_s": {"p99": 0.001}, "schedule_error_s": {"p99": None}, "cpu_share": 0.4},
+        "client": {
+            "loop_lag_s": {"p99": 0.001},
+            "schedule_error_s": {"p99": None},
+            "cpu_share": 0.4,
+            "stamps": "kernel",
+        },
         "hardware": {"cpu": "one", "cores": 2, "memory_gib": 4, "gpus": []},
     }
+    known["client"] |= {"stamps": "kernel"}
     return base.model_copy(update=known | changes)
 
 
@@ -90,3 +97,27 @@ def test_the_parts_of_the_first_token_are_bars_with_their_medians() -> None:
     assert plot.count('class="bar"') == 2
     assert "gateway queue" in plot
     assert "12.0 ms" in plot
+
+
+def test_each_rank_has_a_bar_of_its_compute_wait_and_communication() -> None:
+    timing = records(3)[2].timing
+    rows = [
+        {"rank": rank, "compute_s": 0.02 + 0.01 * rank, "wait_s": 0.01 * (1 - rank), "comm_s": 0.005}
+        for rank in (1, 0)
+    ]
+    ranks = rank_parts([ServerRecord(timing, {}, {"ranks": rows}), ServerRecord(timing, {}, {})])
+    plot = ranks_plot({"ranks": ranks})
+
+    assert [(row["rank"], row["n"], row["wait_s"]) for row in ranks] == [(0, 1, 0.01), (1, 1, 0.0)]
+    assert plot.count("<rect") == 6
+    assert "rank 0: wait 10.0 ms" in plot
+    assert ranks_plot({"ranks": []}) == ""
+
+
+def test_where_server_and_tokenizer_count_otherwise_it_is_said_in_both_views() -> None:
+    recount = {"n": 88, "differ_share": 0.25, "difference_mean": 1.5}
+    tokens = {**result().tokens, "recount": recount}
+    said = "in 25.0% of 88 answers the tokenizer counts otherwise than the server, which counts +1.50"
+
+    assert said in result_text(result(tokens=tokens, goodput=None))
+    assert said in bench_page(result(tokens=tokens), records())

@@ -141,8 +141,10 @@ async def test_an_endpoint_that_is_down_is_a_kind_of_failure(tmp_path: Path) -> 
     down = ScriptedEndpoint(lambda _: Reply(), base_url="http://127.0.0.1:9/v1")
     config = configure(tmp_path, down, requests=3)
     endpoint = Endpoint(down.base_url, "m", None, {}, None)
+    plan = make_plan(config, tmp_path / "plan")
     with pytest.raises(EndpointError, match="none of 3 requests completed: connect 3"):
-        await run_load(config, endpoint, make_plan(config), folder=tmp_path)
+        await run_load(config, endpoint, plan, folder=tmp_path)
+    plan.conversations.close()
 
 
 def test_a_closed_loop_keeps_its_clients_and_has_no_schedule_to_be_late_for(tmp_path: Path) -> None:

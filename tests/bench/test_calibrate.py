@@ -52,6 +52,7 @@ def test_the_script_says_what_the_table_is_compared_with(tmp_path: Path) -> None
 def test_a_calibration_measures_the_shipped_engine(tmp_path: Path) -> None:
     config = configure(
         tmp_path,
+        through="gateway",
         streams=[1, 6],
         requests_per_stream=2,
         least_requests=4,
@@ -99,3 +100,16 @@ def test_what_could_not_be_joined_is_counted() -> None:
 
 async def test_another_servers_endpoint_is_not_asked_for_its_timing() -> None:
     assert await fetch_server_timing(Endpoint("http://127.0.0.1:9/v1", "m", None, {}, None), ["a"]) == {}
+
+
+def test_without_a_gateway_the_engine_says_how_late_it_was_itself(tmp_path: Path) -> None:
+    sizes = {"streams": [2], "requests_per_stream": 2, "least_requests": 4, "tokens": 3}
+    config = configure(tmp_path, ttft_s=0.05, gap_s=0.01, error_share=1e6, **sizes)
+    run(config)
+    document = json.loads((config.output / "calibration.json").read_text(encoding="utf-8"))
+    rows = {(row["delay"], row["against"]): row for row in document["rows"]}
+
+    assert set(rows) == {("ttft", "script"), ("itl", "script"), ("late", "engine")}
+    assert rows["ttft", "script"]["p50_s"] > -1e-4, "nothing is measured before the engine sent it"
+    result = json.loads((config.output / "streams-2/result.json").read_text(encoding="utf-8"))
+    assert result["client"]["stamps"] == "kernel"

@@ -26,10 +26,10 @@ def prompts(conversations: list[Conversation]) -> list[str]:
 
 def test_the_same_seed_gives_the_same_prompts_and_a_longer_run_begins_like_a_shorter_one() -> None:
     lengths = {"kind": "lognormal", "mean": 40, "std": 20}
-    first = workload(prompt_tokens=lengths).measured(20)
+    first = list(workload(prompt_tokens=lengths).measured(20))
 
-    assert workload(prompt_tokens=lengths).measured(30)[:20] == first
-    assert prompts(workload(seed=1, prompt_tokens=lengths).measured(20)) != prompts(first)
+    assert list(workload(prompt_tokens=lengths).measured(30))[:20] == first
+    assert prompts(list(workload(seed=1, prompt_tokens=lengths).measured(20))) != prompts(first)
 
 
 @pytest.mark.parametrize("kind", ["normal", "lognormal"])
@@ -47,14 +47,14 @@ def test_lengths_stay_within_their_bounds() -> None:
 
 
 def test_without_a_tokenizer_lengths_are_exact_in_words() -> None:
-    conversations = workload(prompt_tokens={"mean": 37}).measured(5)
+    conversations = list(workload(prompt_tokens={"mean": 37}).measured(5))
     assert [WordCounter().count(prompt) for prompt in prompts(conversations)] == [37] * 5
 
 
 def test_with_a_tokenizer_lengths_are_exact_in_tokens() -> None:
     pytest.importorskip("tokenizers")
     lengths = {"kind": "normal", "mean": 60, "std": 20}
-    conversations = workload(tokenizer=DEMO_MODEL, prompt_tokens=lengths).measured(20)
+    conversations = list(workload(tokenizer=DEMO_MODEL, prompt_tokens=lengths).measured(20))
     counter = token_counter(DEMO_MODEL)
 
     asked = [conversation.turns[0].prompt_tokens for conversation in conversations]
@@ -64,7 +64,7 @@ def test_with_a_tokenizer_lengths_are_exact_in_tokens() -> None:
 
 def test_warm_up_prompts_and_beginnings_are_none_of_the_measured_ones() -> None:
     load = workload(prompt_tokens={"mean": 1}, prefix_tokens=20, prefix_groups=2)
-    measured = load.measured(40)
+    measured = list(load.measured(40))
     warmup = load.warmup(20, measured)
 
     heads = [
@@ -78,11 +78,11 @@ def test_warm_up_prompts_and_beginnings_are_none_of_the_measured_ones() -> None:
 def test_a_workload_too_small_to_be_warmed_up_with_others_says_so(tmp_path: Path) -> None:
     one_word = workload(prompt_tokens={"mean": 1})
     with pytest.raises(DataError, match="make the prompts longer"):
-        one_word.warmup(200, one_word.measured(2000))
+        one_word.warmup(200, list(one_word.measured(2000)))
 
 
 def test_a_shared_beginning_is_the_system_message_of_a_chat_and_the_start_of_a_completion() -> None:
-    conversation = workload(prefix_tokens=8, prompt_tokens={"mean": 4}).measured(1)[0]
+    conversation = next(workload(prefix_tokens=8, prompt_tokens={"mean": 4}).measured(1))
     chat, text = conversation.body(0, [], route="chat"), conversation.body(0, [], route="completions")
 
     assert [message["role"] for message in chat["messages"]] == ["system", "user"]
@@ -91,7 +91,7 @@ def test_a_shared_beginning_is_the_system_message_of_a_chat_and_the_start_of_a_c
 
 
 def test_later_turns_carry_the_answers_that_came() -> None:
-    conversation = workload(turns=3, prompt_tokens={"mean": 4}).measured(1)[0]
+    conversation = next(workload(turns=3, prompt_tokens={"mean": 4}).measured(1))
     messages = conversation.body(2, ["one", "two"], route="chat")["messages"]
 
     assert [m["content"] for m in messages if m["role"] == "assistant"] == ["one", "two"]
@@ -104,7 +104,7 @@ def test_equal_blocks_of_a_trace_are_equal_text() -> None:
         TraceRequest(1, 512 + 300, 8, (1, 3)),
         TraceRequest(2, 60, 9),
     ]
-    first, second, third = prompts(workload().measured(3, trace=trace))
+    first, second, third = prompts(list(workload().measured(3, trace=trace)))
 
     assert first.split()[:512] == second.split()[:512]
     assert first.split()[512:612] != second.split()[512:612]
@@ -118,10 +118,10 @@ def test_a_dataset_is_asked_in_a_seeded_order_and_again_when_it_is_short(tmp_pat
     ]
     (tmp_path / "d.jsonl").write_text("\n".join(json.dumps(row) for row in rows), encoding="utf-8")
     load = workload(data=tmp_path / "d.jsonl")
-    asked = prompts(load.measured(5))
+    asked = prompts(list(load.measured(5)))
 
     assert sorted(asked[:2]) == sorted(asked[2:4]) == ["hi", "one two"]
-    assert not set(prompts(load.warmup(6, load.measured(5)))) & set(asked)
+    assert not set(prompts(load.warmup(6, list(load.measured(5))))) & set(asked)
 
 
 @pytest.mark.parametrize(
@@ -135,4 +135,4 @@ def test_a_dataset_is_asked_in_a_seeded_order_and_again_when_it_is_short(tmp_pat
 def test_a_wrong_row_is_named_by_its_line(tmp_path: Path, line: str, complaint: str) -> None:
     (tmp_path / "d.jsonl").write_text(f'{{"prompt": "one"}}\n{line}\n', encoding="utf-8")
     with pytest.raises(DataError, match=complaint):
-        workload(data=tmp_path / "d.jsonl").measured(2)
+        list(workload(data=tmp_path / "d.jsonl").measured(2))

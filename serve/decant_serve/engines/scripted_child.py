@@ -1,110 +1,150 @@
-"""The child process of the scripted engine."""
+"""The child process of the scripted engine: over the gateway's socket, or on a port of its own.
+
+With a `port` in its JSON argument in place of a `socket` it answers on loopback, without a gateway: the known
+delays that benchmark clients are compared on.
+"""
 
 import asyncio
 import hashlib
 import json
 import math
 import os
+import signal
+import socket
 import sys
 import time
-from collections.abc import AsyncIterator
-from contextlib import nullcontext
+from array import array
+from collections import deque
+from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-import uvicorn
-from starlette.applications import Starlette
-from starlette.requests import Request
-from starlette.responses import JSONResponse, Response, StreamingResponse
-from starlette.routing import Route
+from pydantic import ValidationError
 
+from decant.timing import percentile
 from decant.wire import ChatRequest, CompletionRequest
 from decant_serve.answers import Answer, Choice, EngineTimings, Usage
 from decant_serve.calls import EMBEDDINGS_PATH, PATHS
 from decant_serve.calls import Route as RouteName
-from decant_serve.disconnects import ClientGone, while_connected
 from decant_serve.embeddings import EmbeddingRequest
 from decant_serve.engines.scripted import Script, ScriptedAnswer, read_script
+from decant_serve.engines.timed_http import LAST_CHUNK, Exchange, Timer, chunk, serve
 from decant_serve.openai_errors import ApiFault, refusal
 
 _CRASH_CODE = 70
-
-
-class _CutConnection(Exception):
-    """Ends a stream without its end, as a dying server does."""
+_ROUTES: Mapping[str, RouteName] = {path: route for route, path in PATHS.items()}
 
 
 class ScriptedApp:
-    """Answers each request by the first answer that matches it."""
+    """Answers each request by the first answer that matches it; `handle` takes the exchanges of a server."""
 
     def __init__(self, script: Script, model: str) -> None:
         self._script = script
         self._model = model
-        self._slots = asyncio.Semaphore(script.parallel) if script.parallel else None
+        self._timer = Timer()
+        self._free = script.parallel
+        self._waiting: deque[Playing] = deque()
 
-    def routes(self) -> list[Route]:
-        """The engine's HTTP surface."""
-        return [
-            Route("/health", _health),
-            Route(PATHS["chat"], self._chat, methods=["POST"]),
-            Route(PATHS["completions"], self._completion, methods=["POST"]),
-            Route(EMBEDDINGS_PATH, self._embeddings, methods=["POST"]),
-        ]
+    def handle(self, exchange: Exchange) -> None:
+        """Answers now, or plans when."""
+        request = exchange.request
+        if request.method == "GET":
+            self._tell(exchange)
+            return
+        route = _ROUTES.get(request.path)
+        try:
+            if route is not None:
+                self._play(exchange, route, *_read(route, request.body))
+            elif request.path == EMBEDDINGS_PATH:
+                exchange.answer(200, json.dumps(_embeddings(request.body, self._model)).encode())
+            else:
+                exchange.answer(404, ApiFault(404, f"no such route: {request.path}").body())
+        except (ValidationError, ValueError) as error:
+            exchange.answer(400, refusal(f"not a request: {' '.join(str(error).split())[:200]}").body())
 
-    async def _chat(self, request: Request) -> Response:
-        body = ChatRequest.model_validate(await request.json())
-        return await self._answer(request, "chat", body, body.messages[-1].text())
-
-    async def _completion(self, request: Request) -> Response:
-        body = CompletionRequest.model_validate(await request.json())
-        return await self._answer(request, "completions", body, str(body.prompt))
-
-    async def _embeddings(self, request: Request) -> Response:
-        """Each input's own direction: the same text gives the same vector, always."""
-        inputs = EmbeddingRequest.model_validate(await request.json()).inputs
-        data = [{"object": "embedding", "index": i, "embedding": _direction(o)} for i, o in enumerate(inputs)]
-        tokens = sum(len(one.split()) if isinstance(one, str) else len(one) for one in inputs)
-        usage = {"prompt_tokens": tokens, "total_tokens": tokens}
-        return JSONResponse({"object": "list", "model": self._model, "data": data, "usage": usage})
-
-    async def _answer(
-        self, request: Request, route: RouteName, body: ChatRequest | CompletionRequest, text: str
-    ) -> Response:
+    def _play(
+        self, exchange: Exchange, route: RouteName, body: ChatRequest | CompletionRequest, text: str
+    ) -> None:
+        request = exchange.request
         scripted = self._script.answer_to(text)
         if scripted is None:
-            return refusal("no answer in the script matches this request").response()
-        if scripted.status != 200:
-            await asyncio.sleep(scripted.ttft_s)
-            return ApiFault(scripted.status, scripted.message, headers=scripted.headers).response()
-        play = Play(scripted.within(body.token_limit), Answer(route, self._model))
-        if body.stream:
-            events = self._stream(play, wants_usage=body.include_usage)
-            return StreamingResponse(events, media_type="text/event-stream")
-        try:
-            waited_s = await while_connected(request, self._wait(play.scripted))
-        except ClientGone:
-            return Response(status_code=499)
-        return JSONResponse(play.whole(waited_s))
+            exchange.answer(400, refusal("no answer in the script matches this request").body())
+        elif scripted.status != 200:
+            fault = ApiFault(scripted.status, scripted.message)
+            answer = partial(exchange.answer, scripted.status, fault.body(), scripted.headers)
+            self._timer.at(request.arrived_s + scripted.ttft_s, answer)
+        else:
+            play = Play(scripted.within(body.token_limit), Answer(route, self._model))
+            self._take(Playing(self, exchange, play, body.stream, body.include_usage))
 
-    async def _wait(self, scripted: ScriptedAnswer) -> float:
-        asked_s = time.perf_counter()
-        async with self._slots or nullcontext():
-            waited_s = time.perf_counter() - asked_s
-            await asyncio.sleep(scripted.send_times_s()[-1])
-            _end(scripted)
-        return waited_s
+    def at(self, due_s: float, step: Callable[[], None]) -> None:
+        """Calls the step when it is due."""
+        self._timer.at(due_s, step)
 
-    async def _stream(self, play: "Play", *, wants_usage: bool) -> AsyncIterator[bytes]:
-        asked_s = time.perf_counter()
-        async with self._slots or nullcontext():
-            taken_up_s = time.perf_counter()
-            yield play.answer.opening(0)
-            for at_s, event in play.events():
-                await _sleep_until(taken_up_s + at_s)
-                yield event
-            _end(play.scripted)
-            yield play.end(taken_up_s - asked_s, wants_usage=wants_usage)
+    def left(self, playing: "Playing") -> None:
+        """An answer has ended or its client is gone: its slot goes to the one that waits longest."""
+        if playing in self._waiting:
+            self._waiting.remove(playing)
+        elif self._waiting:
+            self._waiting.popleft().start(time.perf_counter())
+        elif self._free is not None:
+            self._free += 1
+
+    def _take(self, playing: "Playing") -> None:
+        if self._free is None:
+            playing.start(playing.arrived_s)
+        elif self._free:
+            self._free -= 1
+            playing.start(playing.arrived_s)
+        else:
+            self._waiting.append(playing)
+
+    def _tell(self, exchange: Exchange) -> None:
+        path = exchange.request.path
+        if path == "/health":
+            exchange.answer(200, b"{}")
+        elif path == "/v1/models":
+            listed = {"id": self._model, "object": "model", "created": 0, "owned_by": "decant"}
+            exchange.answer(200, json.dumps({"object": "list", "data": [listed]}).encode())
+        elif path == "/lateness":
+            exchange.answer(200, json.dumps(self._lateness()).encode())
+        else:
+            exchange.answer(404, ApiFault(404, f"no such route: {path}").body())
+
+    def _lateness(self) -> dict[str, float | int | None]:
+        # How late it was itself since it was last asked: the part of an error that is not a client's.
+        late_s, self._timer.lateness_s = self._timer.lateness_s, array("d")
+        if not late_s:
+            return {"n": 0, "p50_s": None, "p99_s": None, "max_s": None}
+        p50, p99 = percentile(late_s, 50), percentile(late_s, 99)
+        return {"n": len(late_s), "p50_s": p50, "p99_s": p99, "max_s": max(late_s)}
+
+
+def _read(route: RouteName, body: bytes) -> tuple[ChatRequest | CompletionRequest, str]:
+    if route == "completions":
+        asked = CompletionRequest.model_validate_json(body)
+        return asked, str(asked.prompt)
+    chat = ChatRequest.model_validate_json(body)
+    return chat, chat.messages[-1].text()
+
+
+def _embeddings(body: bytes, model: str) -> dict[str, Any]:
+    inputs = EmbeddingRequest.model_validate_json(body).inputs
+    vectors = [{"object": "embedding", "index": i, "embedding": _direction(o)} for i, o in enumerate(inputs)]
+    tokens = sum(len(one.split()) if isinstance(one, str) else len(one) for one in inputs)
+    usage = {"prompt_tokens": tokens, "total_tokens": tokens}
+    return {"object": "list", "model": model, "data": vectors, "usage": usage}
+
+
+def _direction(given: Any) -> list[float]:
+    """A vector of length 1 out of the input's SHA-256: the same text gives the same one, always."""
+    digest = hashlib.sha256(json.dumps(given).encode()).digest()
+    values = [byte - 127.5 for byte in digest]
+    length = math.sqrt(sum(value * value for value in values))
+    return [value / length for value in values]
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,10 +159,20 @@ class Play:
         return Usage(self.scripted.prompt_tokens, len(self.scripted.reasoning) + len(self.scripted.chunks))
 
     def events(self) -> list[tuple[float, bytes]]:
-        """When each event goes out, and the event."""
-        reasoning = [self.answer.piece(0, text, is_reasoning=True) for text in self.scripted.reasoning]
-        content = [self.answer.piece(0, text) for text in self.scripted.chunks]
-        return list(zip(self.scripted.send_times_s(), [*reasoning, *content], strict=False))
+        """When each event goes out, and the event; the last one says why the answer ends."""
+        scripted = self.scripted
+        texts = [(text, True) for text in scripted.reasoning] + [(text, False) for text in scripted.chunks]
+        last = len(texts) - 1
+        pieces = [
+            self.answer.piece(
+                0,
+                text,
+                finish_reason=scripted.finish_reason if index == last and scripted.end == "done" else None,
+                is_reasoning=is_reasoning,
+            )
+            for index, (text, is_reasoning) in enumerate(texts)
+        ]
+        return list(zip(scripted.send_times_s(), pieces, strict=False))
 
     def timings(self, waited_s: float) -> EngineTimings:
         """The script's own times, after the wait for a slot: what a measurement should find."""
@@ -131,7 +181,8 @@ class Play:
 
     def end(self, waited_s: float, *, wants_usage: bool) -> bytes:
         """The last events."""
-        finish = self.answer.piece(0, "", finish_reason=self.scripted.finish_reason)
+        empty = not (self.scripted.reasoning or self.scripted.chunks)
+        finish = self.answer.piece(0, "", finish_reason=self.scripted.finish_reason) if empty else b""
         return finish + self.answer.closing(self.usage() if wants_usage else None, self.timings(waited_s))
 
     def whole(self, waited_s: float) -> dict[str, Any]:
@@ -141,45 +192,107 @@ class Play:
         return self.answer.whole([choice], self.usage(), self.timings(waited_s))
 
 
-def _direction(given: Any) -> list[float]:
-    """A vector of length 1 out of the input's SHA-256."""
-    digest = hashlib.sha256(json.dumps(given).encode()).digest()
-    values = [byte - 127.5 for byte in digest]
-    length = math.sqrt(sum(value * value for value in values))
-    return [value / length for value in values]
+class Playing:
+    """A play in progress: each of its events leaves when it is due, counted from when it was taken up."""
 
+    def __init__(
+        self, app: ScriptedApp, exchange: Exchange, play: Play, is_stream: bool, wants_usage: bool
+    ) -> None:
+        self.arrived_s = exchange.request.arrived_s
+        self._app = app
+        self._exchange = exchange
+        self._play = play
+        self._is_stream = is_stream
+        self._wants_usage = wants_usage
+        self._next = 0
+        self._left = False
+        exchange.on_gone = self._leave
 
-def _end(scripted: ScriptedAnswer) -> None:
-    if scripted.end == "crash":
-        print("the script ends this process", file=sys.stderr, flush=True)
-        os._exit(_CRASH_CODE)
-    if scripted.end == "cut":
-        raise _CutConnection
+    def start(self, taken_up_s: float) -> None:
+        """Takes the request up."""
+        self._taken_up_s = taken_up_s
+        if not self._is_stream:
+            self._app.at(taken_up_s + self._play.scripted.send_times_s()[-1], self._answer_whole)
+            return
+        self._events = self._play.events()
+        self._exchange.send(self._exchange.begin("text/event-stream; charset=utf-8"))
+        if opening := self._play.answer.opening(0):
+            self._exchange.send(chunk(opening))
+        self._step()
 
+    def _step(self) -> None:
+        if self._left:
+            return
+        while self._next < len(self._events):
+            at_s, event = self._events[self._next]
+            if self._taken_up_s + at_s > time.perf_counter():
+                self._app.at(self._taken_up_s + at_s, self._step)
+                return
+            self._next += 1
+            if self._next < len(self._events) or self._play.scripted.end != "done":
+                self._exchange.send(chunk(event))
+            else:
+                self._finish(chunk(event))
+                return
+        self._finish(b"")
 
-async def _sleep_until(at_s: float) -> None:
-    delay_s = at_s - time.perf_counter()
-    if delay_s > 0:
-        await asyncio.sleep(delay_s)
+    def _answer_whole(self) -> None:
+        if self._left or self._ended_early():
+            return
+        body = json.dumps(self._play.whole(self._waited_s)).encode()
+        self._exchange.answer(200, body)
+        self._leave()
 
+    def _finish(self, last: bytes) -> None:
+        if not self._ended_early():
+            end = self._play.end(self._waited_s, wants_usage=self._wants_usage)
+            self._exchange.end(last + chunk(end) + LAST_CHUNK)
+            self._leave()
 
-async def _health(_: Request) -> Response:
-    return Response(status_code=200)
+    def _ended_early(self) -> bool:
+        end = self._play.scripted.end
+        if end == "crash":
+            print("the script ends this process", file=sys.stderr, flush=True)
+            os._exit(_CRASH_CODE)
+        if end == "cut":
+            self._exchange.cut()
+        return end == "cut"
+
+    @property
+    def _waited_s(self) -> float:
+        return self._taken_up_s - self.arrived_s
+
+    def _leave(self) -> None:
+        if not self._left:
+            self._left = True
+            self._app.left(self)
 
 
 def main() -> None:
-    """Serves the script named in the first argument until SIGTERM, on a socket or on a port of loopback."""
+    """Serves the script named in the first argument until SIGTERM."""
     arguments = json.loads(sys.argv[1])
+    with suppress(asyncio.CancelledError):
+        asyncio.run(_serve(arguments))
+
+
+async def _serve(arguments: Mapping[str, Any]) -> None:
+    task = asyncio.current_task()
+    assert task is not None
+    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)
     app = ScriptedApp(read_script(Path(arguments["script"])), arguments["model"])
-    uvicorn.run(
-        Starlette(routes=app.routes()),
-        uds=arguments.get("socket"),
-        port=arguments.get("port", 0),
-        # libuv's timers are no finer than the loop of the standard library, and later by up to a millisecond.
-        loop="asyncio",
-        log_level="warning",
-        timeout_keep_alive=75,
-    )
+    with _listen(arguments) as sock:
+        await serve(sock, app.handle)
+
+
+def _listen(arguments: Mapping[str, Any]) -> socket.socket:
+    if "socket" in arguments:
+        sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        sock.bind(arguments["socket"])
+        return sock
+    sock = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    sock.bind(("127.0.0.1", int(arguments["port"])))
+    return sock
 
 
 if __name__ == "__main__":

@@ -1,0 +1,197 @@
+"""The load client: as little as possible between the socket and the stamp.
+
+It does what `decant.client.OpenAIClient` does without retries, with less work per event: the kernel stamps
+what arrives, and an answer is parsed once it is whole. It speaks plain HTTP/1.1; what needs TLS or a proxy
+goes through OpenAIClient, which stamps at the read.
+"""
+
+import asyncio
+import json
+import socket
+import urllib.request
+from collections.abc import Mapping
+from typing import Any, Literal, Self
+from urllib.parse import SplitResult, urlsplit
+
+from decant import __version__
+from decant.arrival import Received, stamp_arrivals
+from decant.client import Completion, OpenAIClient
+from decant.exchange import Attempt, Call, Route
+from decant_bench.wire_connection import ConnectionBroken, WireConnection
+
+Stamps = Literal["kernel", "read"]
+"""Who says when an event came: the kernel at its arrival, or the client when it read it."""
+
+_CONNECT_LIMIT_S = 30.0
+_PATHS: Mapping[Route, str] = {"chat": "/chat/completions", "completions": "/completions"}
+
+
+class WireClient:
+    """Requests to one endpoint over as many connections as are in flight; an async context manager.
+
+    `timeout_s` bounds a request from its send to the end of its answer. Nothing is retried, but for a reused
+    connection that the server had closed meanwhile: the request goes out again, on a new one.
+    """
+
+    def __init__(self, base_url: str, *, api_key: str | None, timeout_s: float) -> None:
+        self._url = urlsplit(base_url.rstrip("/"))
+        self._timeout_s = timeout_s
+        self._idle: list[WireConnection] = []
+        self._address: tuple[socket.AddressFamily, Any] | None = None
+        self._head = _head(self._url, api_key)
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *exc: object) -> None:
+        while self._idle:
+            self._idle.pop().close()
+
+    async def chat(
+        self,
+        request: Mapping[str, Any],
+        *,
+        stream: bool = True,
+        intended_s: float | None = None,
+        request_id: str | None = None,
+    ) -> Completion:
+        """The answer to one chat request; ApiError when there is none. A stream is asked for its usage."""
+        return await self._completed("chat", request, stream, intended_s, request_id)
+
+    async def complete(
+        self,
+        request: Mapping[str, Any],
+        *,
+        stream: bool = True,
+        intended_s: float | None = None,
+        request_id: str | None = None,
+    ) -> Completion:
+        """The same for one request to /completions."""
+        return await self._completed("completions", request, stream, intended_s, request_id)
+
+    async def _completed(
+        self,
+        route: Route,
+        request: Mapping[str, Any],
+        stream: bool,
+        intended_s: float | None,
+        request_id: str | None,
+    ) -> Completion:
+        body = {
+            **request,
+            "stream": stream,
+            **({"stream_options": {"include_usage": True}} if stream else {}),
+        }
+        content = json.dumps(body, allow_nan=False).encode("ascii")
+        call = Call(
+            method="POST",
+            url=self._url.geturl() + _PATHS[route],
+            request_id=request_id or "",
+            content=content,
+            intended_s=intended_s,
+            route=route,
+        )
+        attempt = Attempt(call, 1)
+        received = await self._received(attempt, self._bytes(route, call.request_id, content))
+        return attempt.replayed(received, stream=stream)
+
+    async def _received(self, attempt: Attempt, request: bytes) -> Received:
+        connection: WireConnection | None = None
+        try:
+            async with asyncio.timeout(self._timeout_s):
+                connection = await self._connection(attempt)
+                try:
+                    return await connection.exchange(request, on_sent=attempt.sent)
+                except ConnectionBroken as error:
+                    if error.began or not connection.was_reused:
+                        raise
+                    connection = await self._connect(attempt)
+                    return await connection.exchange(request, on_sent=attempt.sent)
+        except TimeoutError as error:
+            so_far = None if connection is None else connection.so_far()
+            if so_far is not None:
+                attempt.progress(so_far)
+            raise attempt.error("timeout", f"no whole answer within {self._timeout_s:g} s") from error
+        except (ConnectionBroken, OSError) as error:
+            raise attempt.broken(error) from error
+        finally:
+            if connection is not None and connection.reusable:
+                self._idle.append(connection)
+
+    async def _connection(self, attempt: Attempt) -> WireConnection:
+        while self._idle:
+            connection = self._idle.pop()
+            if connection.reusable:
+                return connection
+        return await self._connect(attempt)
+
+    async def _connect(self, attempt: Attempt) -> WireConnection:
+        loop = asyncio.get_running_loop()
+        sock: socket.socket | None = None
+        try:
+            async with asyncio.timeout(_CONNECT_LIMIT_S):
+                family, address = await self._resolved()
+                sock = socket.socket(family, socket.SOCK_STREAM)
+                sock.setblocking(False)
+                sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+                stamp_arrivals(sock)
+                await loop.sock_connect(sock, address)
+        except BaseException as error:
+            if sock is not None:
+                sock.close()
+            if isinstance(error, OSError):  # TimeoutError is one
+                words = str(error) or "the connection timed out"
+                raise attempt.error("connect", words) from error
+            raise
+        return WireConnection(sock, self._forget)
+
+    async def _resolved(self) -> tuple[socket.AddressFamily, Any]:
+        if self._address is None:
+            host, port = self._url.hostname or "", self._url.port or 80
+            found = await asyncio.get_running_loop().getaddrinfo(host, port, type=socket.SOCK_STREAM)
+            # IPv4 first: a server that listens on localhost often does so there alone.
+            family, _, _, _, address = sorted(found, key=lambda entry: entry[0] != socket.AF_INET)[0]
+            self._address = family, address
+        return self._address
+
+    def _forget(self, connection: WireConnection) -> None:
+        if connection in self._idle:
+            self._idle.remove(connection)
+
+    def _bytes(self, route: Route, request_id: str, content: bytes) -> bytes:
+        own = f"x-request-id: {request_id}\r\ncontent-length: {len(content)}\r\n\r\n"
+        return self._head[route] + own.encode("latin-1") + content
+
+
+def open_load_client(base_url: str, *, api_key: str | None, timeout_s: float) -> WireClient | OpenAIClient:
+    """The client for an address; `stamps_of` says who stamps its events."""
+    if stamps_of(base_url) == "kernel":
+        return WireClient(base_url, api_key=api_key, timeout_s=timeout_s)
+    return OpenAIClient(base_url, api_key=api_key, timeout_s=timeout_s, max_retries=0)
+
+
+def stamps_of(base_url: str) -> Stamps:
+    """Whether the kernel can stamp what comes from this address: plain HTTP on Linux, without a proxy."""
+    url = urlsplit(base_url)
+    if url.scheme != "http" or not _kernel_stamps():
+        return "read"
+    host = url.hostname or ""
+    proxied = "http" in urllib.request.getproxies() and not urllib.request.proxy_bypass(host)
+    return "read" if proxied and host not in ("localhost", "127.0.0.1", "::1") else "kernel"
+
+
+def _kernel_stamps() -> bool:
+    with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as sock:
+        return stamp_arrivals(sock)
+
+
+def _head(url: SplitResult, api_key: str | None) -> dict[Route, bytes]:
+    shared = (
+        f"host: {url.netloc.rpartition('@')[2]}\r\nuser-agent: decant/{__version__}\r\naccept: */*\r\n"
+        "accept-encoding: identity\r\ncontent-type: application/json\r\n"
+    )
+    shared += f"authorization: Bearer {api_key}\r\n" if api_key else ""
+    return {
+        route: f"POST {url.path}{path} HTTP/1.1\r\n{shared}".encode("latin-1")
+        for route, path in _PATHS.items()
+    }

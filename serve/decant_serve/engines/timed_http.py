@@ -1,0 +1,243 @@
+"""A small HTTP/1.1 server whose answers leave at known times: what a benchmark's ruler is checked against.
+
+A request counts from when its last byte arrived by the kernel's stamp, and every event has a due time on
+one timer that is waited out to microseconds, so that a busy server is late by its sends alone.
+"""
+
+import asyncio
+import heapq
+import socket
+import time
+from array import array
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from itertools import count
+
+import httptools
+
+from decant.arrival import receive, stamp_arrivals
+
+_READ_BYTES = 256 * 1024
+_BACKLOG = 4096
+# asyncio rounds timers up to the next millisecond; the last one is waited out turn by turn.
+_SPIN_S = 0.0012
+
+
+@dataclass(frozen=True, slots=True)
+class TimedRequest:
+    """A whole request; `arrived_s` on `time.perf_counter`."""
+
+    method: str
+    path: str
+    headers: Mapping[str, str]
+    body: bytes
+    arrived_s: float
+
+
+class Timer:
+    """Calls back at points in time, a few microseconds late, and keeps how late each call was."""
+
+    def __init__(self) -> None:
+        self.lateness_s = array("d")
+        self._loop = asyncio.get_running_loop()
+        self._due: list[tuple[float, int, Callable[[], None]]] = []
+        self._number = count()
+        self._handle: asyncio.Handle | None = None
+        self._wakes_s = float("inf")
+
+    def at(self, due_s: float, call: Callable[[], None]) -> None:
+        """Calls at `due_s` of `time.perf_counter`, or in the next turn when it has passed."""
+        heapq.heappush(self._due, (due_s, next(self._number), call))
+        if due_s < self._wakes_s:
+            self._plan()
+
+    def _plan(self) -> None:
+        if self._handle is not None:
+            self._handle.cancel()
+            self._handle = None
+        self._wakes_s = float("inf")
+        if not self._due:
+            return
+        self._wakes_s = self._due[0][0]
+        left_s = self._wakes_s - time.perf_counter()
+        if left_s > _SPIN_S:
+            self._handle = self._loop.call_later(left_s - _SPIN_S, self._turn)
+        else:
+            self._handle = self._loop.call_soon(self._turn)
+
+    def _turn(self) -> None:
+        self._handle = None
+        # `at` must not plan while this runs: it plans once, at its end.
+        self._wakes_s = float("-inf")
+        while self._due and self._due[0][0] <= time.perf_counter():
+            due_s, _, call = heapq.heappop(self._due)
+            self.lateness_s.append(time.perf_counter() - due_s)
+            call()
+        self._plan()
+
+
+class Exchange:
+    """One request and the way back to who asked. Sending to a client that is gone does nothing."""
+
+    def __init__(self, request: TimedRequest, connection: "_Connection") -> None:
+        self.request = request
+        self.on_gone: Callable[[], None] = lambda: None
+        self._connection = connection
+
+    @property
+    def is_gone(self) -> bool:
+        """Whether the client closed its connection."""
+        return self._connection.current is not self
+
+    def begin(self, content_type: str) -> bytes:
+        """The head of a chunked answer, to be sent with or before its first chunk."""
+        return (
+            f"HTTP/1.1 200 OK\r\ncontent-type: {content_type}\r\ntransfer-encoding: chunked\r\n\r\n".encode()
+        )
+
+    def send(self, content: bytes) -> None:
+        """Bytes of the answer, as they are."""
+        if not self.is_gone:
+            self._connection.write(content)
+
+    def end(self, content: bytes = b"") -> None:
+        """The last bytes; the connection takes the next request."""
+        if not self.is_gone:
+            self._connection.write(content)
+            self._connection.finish()
+
+    def answer(self, status: int, body: bytes, headers: Mapping[str, str] | None = None) -> None:
+        """A whole JSON answer."""
+        lines = [f"{name}: {value}\r\n" for name, value in (headers or {}).items()]
+        own = f"content-type: application/json\r\ncontent-length: {len(body)}\r\n\r\n"
+        self.end(f"HTTP/1.1 {status} {status}\r\n{''.join(lines)}{own}".encode("latin-1") + body)
+
+    def cut(self) -> None:
+        """Closes the connection in the middle of the answer."""
+        if not self.is_gone:
+            self._connection.close()
+
+
+Handler = Callable[[Exchange], None]
+
+
+def chunk(content: bytes) -> bytes:
+    """One chunk of a chunked answer."""
+    return b"%x\r\n%b\r\n" % (len(content), content)
+
+
+LAST_CHUNK = b"0\r\n\r\n"
+
+
+class _Connection:
+    """Reads requests and hands them over, one at a time."""
+
+    def __init__(self, sock: socket.socket, handler: Handler) -> None:
+        self.current: Exchange | None = None
+        self._sock = sock
+        self._handler = handler
+        self._loop = asyncio.get_running_loop()
+        self._unsent = b""
+        self._waiting: list[Exchange] = []
+        self._reset()
+        self._parser = httptools.HttpRequestParser(self)
+        self._loop.add_reader(sock.fileno(), self._readable)
+
+    def _reset(self) -> None:
+        self._path, self._headers, self._body = b"", dict[str, str](), list[bytes]()
+
+    def write(self, content: bytes) -> None:
+        """Sends at once what the socket takes, the rest when it takes more."""
+        if self._unsent:
+            self._unsent += content
+            return
+        try:
+            sent = self._sock.send(content) if content else 0
+        except BlockingIOError:
+            sent = 0
+        except OSError:
+            self.close()
+            return
+        if sent < len(content):
+            self._unsent = content[sent:]
+            self._loop.add_writer(self._sock.fileno(), self._writable)
+
+    def finish(self) -> None:
+        """The answer is whole: the next request may be handled."""
+        self.current = None
+        if self._waiting:
+            self._hand_over(self._waiting.pop(0))
+
+    def close(self) -> None:
+        """Closes the socket and tells who was answering."""
+        if self._sock.fileno() == -1:
+            return
+        self._loop.remove_reader(self._sock.fileno())
+        self._loop.remove_writer(self._sock.fileno())
+        self._sock.close()
+        gone, self.current = self.current, None
+        if gone is not None:
+            gone.on_gone()
+
+    def _readable(self) -> None:
+        try:
+            content, self._at_s = receive(self._sock, _READ_BYTES)
+        except BlockingIOError:
+            return
+        except OSError:
+            content = b""
+        if not content:
+            self.close()
+            return
+        try:
+            self._parser.feed_data(content)
+        except httptools.HttpParserError:
+            self.close()
+
+    def _writable(self) -> None:
+        unsent, self._unsent = self._unsent, b""
+        self._loop.remove_writer(self._sock.fileno())
+        self.write(unsent)
+
+    def _hand_over(self, exchange: Exchange) -> None:
+        self.current = exchange
+        self._handler(exchange)
+
+    # What follows is called by httptools.
+
+    def on_url(self, url: bytes) -> None:
+        """A piece of the request's target."""
+        self._path += url
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        """One header of the request."""
+        self._headers[name.decode("latin-1").lower()] = value.decode("latin-1")
+
+    def on_body(self, body: bytes) -> None:
+        """A piece of the body."""
+        self._body.append(body)
+
+    def on_message_complete(self) -> None:
+        """The request is whole."""
+        method, path = self._parser.get_method().decode(), self._path.partition(b"?")[0].decode("latin-1")
+        request = TimedRequest(method, path, self._headers, b"".join(self._body), self._at_s)
+        self._reset()
+        exchange = Exchange(request, self)
+        if self.current is None:
+            self._hand_over(exchange)
+        else:
+            self._waiting.append(exchange)
+
+
+async def serve(sock: socket.socket, handler: Handler) -> None:
+    """Hands every request on the listening socket to `handler`, until cancelled."""
+    loop = asyncio.get_running_loop()
+    sock.listen(_BACKLOG)
+    sock.setblocking(False)
+    while True:
+        client, _ = await loop.sock_accept(sock)
+        client.setblocking(False)
+        if client.family != socket.AF_UNIX:
+            client.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            stamp_arrivals(client)
+        _Connection(client, handler)
