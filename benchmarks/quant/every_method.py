@@ -17,8 +17,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from decant.files import write_json
 from decant_bench.hardware import provenance
+
+from decant.files import write_json
 
 _GPTQ = tuple(
     (f"gptq:{bits}{suffix}", ["--method", "gptq", "--set", f"gptq.bits={bits}", *more])
