@@ -1,0 +1,147 @@
+"""What a window of corrupted batches does to a run, with the rewind and without: `python -m training.spike`.
+
+Three runs per seed, alike but for this: clean rows; rows of which one window of batches is garbage (the words
+of each reasoning shuffled, a random answer); the same garbage with the rewind switched off. Writes JSON and
+a Markdown table.
+"""
+
+import argparse
+import json
+import random
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+from decant.artifact import read_manifest
+from decant.files import write_json, write_jsonl, write_text
+from decant_distill.train.config import TrainConfig
+from decant_distill.train.course import plan_course
+from decant_distill.train.student import load_tokenizer
+from training.counter_rows import BASE, make_rows
+
+ARMS = ("clean", "garbage, rewind", "garbage, no rewind")
+
+
+def corrupted(row: dict[str, Any], rng: random.Random) -> dict[str, Any]:
+    """The row with its reasoning's words in random order and a random answer."""
+    words = row["reasoning"].split(" ")
+    rng.shuffle(words)
+    return {**row, "reasoning": " ".join(words), "answer": str(rng.randrange(10))}
+
+
+def corrupt_window(config: TrainConfig, target: Path, *, start: int, count: int) -> None:
+    """Writes the run's rows with those of `count` batches from `start` on corrupted."""
+    course = plan_course(config, load_tokenizer(config.base))
+    batches = course.plan().batches[start : start + count]
+    lines = {course.lessons[row].line for batch in batches for row in batch}
+    rng = random.Random(config.seed)
+    rows = [json.loads(line) for line in config.data.read_text(encoding="utf-8").splitlines()]
+    write_jsonl(
+        target, (corrupted(row, rng) if line in lines else row for line, row in enumerate(rows, start=1))
+    )
+
+
+def train(config: TrainConfig, folder: Path) -> dict[str, Any]:
+    """Runs `decant train` in a process of its own and returns what its manifest says of the training."""
+    if not (config.output / "manifest.json").is_file():
+        file = folder / f"{config.output.name}.json"
+        write_text(file, config.model_dump_json())
+        command = [sys.executable, "-m", "decant", "train", "--config", str(file)]
+        subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+    return dict(read_manifest(config.output).training or {})
+
+
+def measure_seed(folder: Path, seed: int, given: argparse.Namespace) -> dict[str, Any]:
+    """The three runs of one seed: their last loss on held-out rows, and what was gone around."""
+    data, dev = make_rows(folder, count=given.rows, seed=seed)
+    clean = TrainConfig(
+        base=BASE,
+        data=data,
+        dev_data=dev,
+        dev_rows=300,
+        output=folder / "clean",
+        token_budget=given.tokens,
+        batch_tokens=1024,
+        learning_rate=given.learning_rate,
+        lora_r=64,
+        lora_alpha=128,
+        compute_dtype="float32",
+        eval_every_steps=10**6,
+        save_every_steps=25,
+        golden_rows=1,
+        seed=seed,
+        threads=1,
+    )
+    steps = plan_course(clean, load_tokenizer(BASE)).plan().steps
+    garbage = folder / "garbage.jsonl"
+    corrupt_window(clean, garbage, start=round(given.at * steps), count=given.window)
+    arms = (
+        clean,
+        clean.with_changes(data=garbage, output=folder / "rewind"),
+        clean.with_changes(data=garbage, output=folder / "no-rewind", spike_rewind=False),
+    )
+    records = [train(config, folder) for config in arms]
+    return {
+        "seed": seed,
+        "steps": steps,
+        "arms": {
+            arm: {
+                "dev_loss": record["judgements"][-1]["loss"],
+                "rewinds": record["rewinds"],
+                "wall_s": record["wall_s"],
+            }
+            for arm, record in zip(ARMS, records, strict=True)
+        },
+    }
+
+
+def as_markdown(outcome: dict[str, Any]) -> str:
+    """The table of all seeds."""
+    lines = [
+        "# A window of corrupted batches",
+        "",
+        f"Counter world, bundled student, QLoRA, {outcome['tokens']:,} tokens in batches of 1,024;"
+        f" {outcome['window']} batches from {outcome['at']:.0%} of the run on are garbage.",
+        f"`{outcome['command']}`",
+        "",
+        "| seed | steps | clean run | with rewind | | without | | rewinds (batches left out) |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for row in outcome["seeds"]:
+        losses = [row["arms"][arm]["dev_loss"] for arm in ARMS]
+        changes = [100 * (loss / losses[0] - 1) for loss in losses]
+        around = ", ".join(
+            f"step {r['spike_step'] + 1}: {r['skip_start']} to {r['skip_stop'] - 1}"
+            for r in row["arms"][ARMS[1]]["rewinds"]
+        )
+        lines.append(
+            f"| {row['seed']} | {row['steps']} | {losses[0]:.4f} | {losses[1]:.4f} | {changes[1]:+.1f} % |"
+            f" {losses[2]:.4f} | {changes[2]:+.1f} % | {around or 'none'} |"
+        )
+    lines += ["", "Loss on 300 held-out problems after the last step, nats per token of the completion.", ""]
+    return "\n".join(lines)
+
+
+def main() -> None:
+    """Runs all seeds; what is there from a killed run is kept."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--workdir", type=Path, default=Path("runs/spike"))
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--tokens", type=int, default=300_000)
+    parser.add_argument("--rows", type=int, default=6000)
+    parser.add_argument("--window", type=int, default=12)
+    parser.add_argument("--at", type=float, default=0.6)
+    parser.add_argument("--learning-rate", type=float, default=3e-3)
+    parser.add_argument("--output", type=Path, default=Path("benchmarks/results/spike"))
+    given = parser.parse_args()
+    seeds = [measure_seed(given.workdir / f"seed-{seed}", seed, given) for seed in range(given.seeds)]
+    command = f"python -m training.spike {' '.join(sys.argv[1:])}".strip()
+    outcome = {"command": command, "tokens": given.tokens, "window": given.window, "at": given.at, "seeds": seeds}
+    write_json(given.output.with_suffix(".json"), outcome)
+    write_text(given.output.with_suffix(".md"), as_markdown(outcome))
+    print(as_markdown(outcome))
+
+
+if __name__ == "__main__":
+    main()

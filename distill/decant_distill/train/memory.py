@@ -1,0 +1,7 @@
+"""placeholder"""
+
+from typing import Any
+
+
+def print_needs(config: Any) -> None:
+    raise NotImplementedError
