@@ -1,7 +1,7 @@
 """What a window of corrupted batches does to a run, with the rewind and without: `python -m training.spike`.
 
-Three runs per seed, alike but for this: clean rows; rows of which one window of batches is garbage (the words
-of each reasoning shuffled, a random answer); the same garbage with the rewind switched off. Writes JSON and
+Three runs per seed, alike but for this: clean rows; rows of which one window of batches is garbage (digits,
+operations and ordinals at random); the same garbage with the rewind switched off. Writes JSON and
 a Markdown table.
 """
 
@@ -15,6 +15,8 @@ from typing import Any
 
 from decant.artifact import read_manifest
 from decant.files import write_json, write_jsonl, write_text
+from decant_distill.demo import counter
+from decant_distill.demo.wording import ORDINALS
 from decant_distill.train.config import TrainConfig
 from decant_distill.train.course import plan_course
 from decant_distill.train.student import load_tokenizer
@@ -24,10 +26,22 @@ ARMS = ("clean", "garbage, rewind", "garbage, no rewind")
 
 
 def corrupted(row: dict[str, Any], rng: random.Random) -> dict[str, Any]:
-    """The row with its reasoning's words in random order and a random answer."""
-    words = row["reasoning"].split(" ")
-    rng.shuffle(words)
+    """The row with every word of its reasoning replaced by a random one of the same kind, and its answer too.
+
+    Digits stay digits and operations operations, so that the row keeps its number of tokens: the corrupted run
+    has the batches of the clean one.
+    """
+    words = [_another(word, rng) for word in row["reasoning"].split(" ")]
     return {**row, "reasoning": " ".join(words), "answer": str(rng.randrange(10))}
+
+
+def _another(word: str, rng: random.Random) -> str:
+    if word.rstrip(".").isdigit():
+        return str(rng.randrange(10)) + "." * word.endswith(".")
+    for kind in (counter.ACTIONS, ORDINALS):
+        if word in kind:
+            return rng.choice(kind)
+    return word
 
 
 def corrupt_window(config: TrainConfig, target: Path, *, start: int, count: int) -> None:
@@ -40,6 +54,9 @@ def corrupt_window(config: TrainConfig, target: Path, *, start: int, count: int)
     write_jsonl(
         target, (corrupted(row, rng) if line in lines else row for line, row in enumerate(rows, start=1))
     )
+    again = plan_course(config.with_changes(data=target), load_tokenizer(config.base))
+    if again.plan() != course.plan():
+        raise SystemExit(f"{target}: the corrupted rows are not as long as the clean ones")
 
 
 def train(config: TrainConfig, folder: Path) -> dict[str, Any]:
@@ -128,7 +145,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--workdir", type=Path, default=Path("runs/spike"))
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--tokens", type=int, default=300_000)
+    parser.add_argument("--tokens", type=int, default=200_000)
     parser.add_argument("--rows", type=int, default=6000)
     parser.add_argument("--window", type=int, default=12)
     parser.add_argument("--at", type=float, default=0.6)
@@ -136,8 +153,17 @@ def main() -> None:
     parser.add_argument("--output", type=Path, default=Path("benchmarks/results/spike"))
     given = parser.parse_args()
     seeds = [measure_seed(given.workdir / f"seed-{seed}", seed, given) for seed in range(given.seeds)]
-    command = f"python -m training.spike {' '.join(sys.argv[1:])}".strip()
-    outcome = {"command": command, "tokens": given.tokens, "window": given.window, "at": given.at, "seeds": seeds}
+    command = (
+        f"python -m training.spike --seeds {given.seeds} --tokens {given.tokens} --window {given.window}"
+        f" --at {given.at} --rows {given.rows} --learning-rate {given.learning_rate}"
+    )
+    outcome = {
+        "command": command,
+        "tokens": given.tokens,
+        "window": given.window,
+        "at": given.at,
+        "seeds": seeds,
+    }
     write_json(given.output.with_suffix(".json"), outcome)
     write_text(given.output.with_suffix(".md"), as_markdown(outcome))
     print(as_markdown(outcome))

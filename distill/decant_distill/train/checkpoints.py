@@ -117,7 +117,7 @@ class Checkpoints:
     def seal(self, progress: RunProgress, *, back: int = 0) -> None:
         """Declares the checkpoint of this step whole, once everything in it is on the disk; drops old ones.
 
-        The newest ones stay, and one that lies at least `back` steps behind.
+        The newest ones stay, up to the first that lies at least `back` steps behind.
         """
         folder = self.folder / f"checkpoint-{progress.step}"
         for path in (path for path in folder.rglob("*") if path.is_file()):
@@ -128,10 +128,8 @@ class Checkpoints:
 
     def best_steps(self, progress: RunProgress) -> frozenset[int]:
         """The steps that were the best at this point or at a checkpoint that may be gone back to."""
-        known = [progress]
-        for path in self._all():
-            if (path / _PROGRESS).is_file():
-                known.append(RunProgress.model_validate_json((path / _PROGRESS).read_bytes()))
+        files = [path / _PROGRESS for path in self._all() if (path / _PROGRESS).is_file()]
+        known = [progress, *(RunProgress.model_validate_json(file.read_bytes()) for file in files)]
         best = (best_of(one.judgements) for one in known)
         return frozenset(one.step for one in best if one is not None)
 
@@ -143,8 +141,8 @@ class Checkpoints:
         steps = sorted(map(_step, self._all()), reverse=True)
         undone = [found for found in steps if found > step]
         steps = [found for found in steps if found <= step]
-        far = [found for found in steps if found <= step - back]
-        kept = {*steps[:_KEPT], *far[:1], *(steps[-1:] if not far else ())}
+        far = next((found for found in steps if found <= step - back), steps[-1])
+        kept = {*steps[:_KEPT], *(found for found in steps if found >= far)}
         for found in [*undone, *(found for found in steps if found not in kept)]:
             shutil.rmtree(self.folder / f"checkpoint-{found}")
 

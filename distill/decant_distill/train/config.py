@@ -78,7 +78,7 @@ class TrainConfig(Config):
         description="least steps to go back before a spike; if not set, a fiftieth of the run, from 5 to 100",
     )
     rewind_batches: int | None = Field(
-        default=None, ge=1, description="batches that a rewind leaves out; if not set, three times its steps"
+        default=None, ge=1, description="batches that a rewind leaves out; if not set, five times its steps"
     )
     batch_ramp: Literal[1, 2, 4, 8, 16] = Field(
         default=1, description="how many times smaller the first batches are; 1 for batches of one size"

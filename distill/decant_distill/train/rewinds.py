@@ -8,10 +8,10 @@ from pydantic import BaseModel
 from decant_distill.train.spikes import Spike
 
 # PaLM went back about 100 steps and skipped 200 to 500 batches, in runs of some hundred thousand steps. A
-# fine-tuning run is short: it goes back a fiftieth of itself, within these bounds, and skips three times that.
+# fine-tuning run is short: it goes back a fiftieth of itself, within these bounds, and skips five times that.
 _SHARE_BACK = 50
 _LEAST_BACK, _MOST_BACK = 5, 100
-_SKIPPED_PER_BACK = 3
+_SKIPPED_PER_BACK = 5
 
 
 class Rewind(BaseModel, frozen=True):
