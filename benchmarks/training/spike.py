@@ -28,8 +28,8 @@ ARMS = ("clean", "garbage, rewind", "garbage, no rewind")
 def corrupted(row: dict[str, Any], rng: random.Random) -> dict[str, Any]:
     """The row with every word of its reasoning replaced by a random one of the same kind, and its answer too.
 
-    Digits stay digits and operations operations, so that the row keeps its number of tokens: the corrupted run
-    has the batches of the clean one.
+    Digits stay digits and operations operations, so that the row keeps its number of tokens: the corrupted
+    run has the batches of the clean one.
     """
     words = [_another(word, rng) for word in row["reasoning"].split(" ")]
     return {**row, "reasoning": " ".join(words), "answer": str(rng.randrange(10))}
@@ -115,11 +115,14 @@ def measure_seed(folder: Path, seed: int, given: argparse.Namespace) -> dict[str
 
 def as_markdown(outcome: dict[str, Any]) -> str:
     """The table of all seeds."""
+    setting = (
+        f"Counter world, bundled student, QLoRA, {outcome['tokens']:,} tokens in batches of 1,024;"
+        f" {outcome['window']} batches from {outcome['at']:.0%} of the run on are garbage."
+    )
     lines = [
         "# A window of corrupted batches",
         "",
-        f"Counter world, bundled student, QLoRA, {outcome['tokens']:,} tokens in batches of 1,024;"
-        f" {outcome['window']} batches from {outcome['at']:.0%} of the run on are garbage.",
+        setting,
         f"`{outcome['command']}`",
         "",
         "| seed | steps | clean run | with rewind | | without | | rewinds (batches left out) |",

@@ -77,7 +77,7 @@ def test_nf4_weights_are_said_to_take_a_little_over_half_a_byte_each(student_bas
 
 
 def test_a_device_that_not_one_row_fits_is_an_error(student_base: Path) -> None:
-    with pytest.raises(TrainingError, match="not one row of 128 tokens fits 0.0 GB"):
+    with pytest.raises(TrainingError, match="not one row of 128 tokens fits"):
         run(config(student_base, dry_run=True, device_memory_gb=1e-4))
 
 

@@ -14,7 +14,6 @@ pytest.importorskip("peft")
 pytest.importorskip("accelerate")
 
 import torch
-import yaml
 from safetensors.torch import load_file
 
 import decant_distill.train
@@ -37,7 +36,7 @@ def test_the_shipped_configs_are_ones_that_accelerate_reads(name: str) -> None:
     from accelerate.commands.config.config_args import load_config_from_file
 
     found = load_config_from_file(str(CONFIGS / f"{name}.yaml"))
-    assert found.num_processes == yaml.safe_load((CONFIGS / f"{name}.yaml").read_text())["num_processes"] == 2
+    assert found.num_processes == 2
 
 
 def config(base: Path, data: Path, output: Path, **changes: Any) -> TrainConfig:

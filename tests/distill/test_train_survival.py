@@ -1,4 +1,4 @@
-"""A run that survives: spikes found and gone around, ramps, held-out rows, requests to stop, kills in between."""
+"""A run that survives: spikes gone around, ramps, held-out rows, requests to stop, kills in between."""
 
 import json
 import math
@@ -358,3 +358,31 @@ def test_unknown_ramps_are_refused_by_their_values(tmp_path: Path) -> None:
     given = {"base": tmp_path, "data": tmp_path, "output": tmp_path / "s", "batch_ramp": 3}
     with pytest.raises(ConfigError, match="batch_ramp"):
         validate(TrainConfig, given, where="here")
+
+
+def test_curves_go_to_tensorboard_by_name_and_step(student_base: Path, curated: Path, tmp_path: Path) -> None:
+    pytest.importorskip("tensorboard", reason="the extra `tensorboard` is not installed")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    settings = {"report_to": ("tensorboard",), "token_budget": 1500, "dev_share": 0.1}
+    run(config(student_base, curated, tmp_path / "s", **settings))
+    found = EventAccumulator(str(tmp_path / "s.curves" / "tensorboard")).Reload()
+    assert set(found.Tags()["scalars"]) == {
+        "loss",
+        "gradient_norm",
+        "learning_rate",
+        "tokens_per_s",
+        "dev_loss",
+    }
+    losses = (read_manifest(tmp_path / "s").training or {})["loss_curve"]
+    assert [event.step for event in found.Scalars("loss")] == [point["step"] for point in losses]
+    assert [event.value for event in found.Scalars("loss")] == pytest.approx([p["loss"] for p in losses])
+
+
+def test_curves_go_to_weights_and_biases_offline(
+    student_base: Path, curated: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("wandb", reason="the extra `wandb` is not installed")
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    run(config(student_base, curated, tmp_path / "s", report_to=("wandb",), token_budget=1500))
+    assert list((tmp_path / "s.curves" / "wandb").rglob("run-*.wandb"))

@@ -16,9 +16,9 @@ _POOL_BATCHES = 32
 class BatchPlan:
     """Row numbers of every batch of a run.
 
-    `tokens` counts each batch's real tokens, `padded` what the model computes on for it, `parts` into how many
-    the ramp cut the batch that it comes from (1 behind the ramp). A run takes the first `steps` of them; what
-    stands behind are spares, for batches that are left out.
+    `tokens` counts each batch's real tokens, `padded` what the model computes on for it, `parts` into how
+    many the ramp cut the batch that it comes from (1 behind the ramp). A run takes the first `steps`; behind
+    them stand spares, for batches that are left out.
     """
 
     batches: tuple[tuple[int, ...], ...]
@@ -60,10 +60,10 @@ class BatchPlan:
 
 @dataclass(frozen=True, slots=True)
 class Ramp:
-    """Small batches first: cut into `parts` (a power of 2), half as many after each equal stretch of `tokens`.
+    """Small batches first: cut into `parts` (a power of 2), half as many after each stretch of `tokens`.
 
     Small batches make more of early tokens, large ones of later: PaLM doubled its batches twice on the way
-    (arXiv 2204.02311, section 5). Cutting batches that are planned already leaves order and padding as they are.
+    (arXiv 2204.02311, section 5). Cutting batches that are planned already leaves the order as it is.
     """
 
     parts: int = 1
@@ -93,7 +93,7 @@ def plan_batches(
     """Shuffled epochs cut into batches of at most `batch_tokens` (rows x longest) until the budget is spent.
 
     The batch that reaches `token_budget` is the last, so that runs over different rows spend the same tokens
-    to within one batch. A row longer than `batch_tokens` gets a batch of its own. `spares` more batches follow.
+    to within one batch. A row longer than `batch_tokens` gets a batch of its own. `spares` more follow.
     """
     assert lengths
     assert token_budget > 0

@@ -33,8 +33,8 @@ class Judgement(BaseModel, frozen=True):
 class RunProgress(BaseModel, frozen=True):
     """What a run had spent and seen at a checkpoint, for its manifest.
 
-    `losses`, `norms` (of the gradient, before clipping), `rates` (learning rates) and `seconds` have one value
-    per step; `rewinds` says how many there had been.
+    `losses`, `norms` (of the gradient, before clipping), `rates` (learning rates) and `seconds` have one
+    value per step; `rewinds` says how many there had been.
     """
 
     step: int

@@ -11,7 +11,7 @@ from decant_distill.train.course import Course, plan_course
 from decant_distill.train.events import EventLog
 from decant_distill.train.failures import explained
 from decant_distill.train.loop import Outcome, fit
-from decant_distill.train.memory import print_needs
+from decant_distill.train.memory import dry_run
 from decant_distill.train.observe import record_golden
 from decant_distill.train.publish import publish_student
 from decant_distill.train.ranks import Ranks
@@ -43,7 +43,7 @@ def run(config: TrainConfig) -> None:
     """Trains the student and writes its artifact; a killed run goes on from its last checkpoint."""
     require_training_stack(quantized=config.method == "qlora")
     if config.dry_run:
-        print_needs(config)
+        print(dry_run(config))
         return
     require_trackers(config.report_to)
     import torch

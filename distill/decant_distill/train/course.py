@@ -16,7 +16,7 @@ from decant_distill.train.student import context_length
 
 @dataclass(frozen=True, slots=True)
 class Course:
-    """Lessons and their examples, in one order; what was dropped; and rows to judge by, if any are held out."""
+    """Lessons and their examples, in one order; what was dropped; rows to judge by, if any are held out."""
 
     lessons: Sequence[Lesson]
     examples: Sequence[Example]

@@ -52,8 +52,8 @@ class DevSet:
     def judge(self, model: Any, *, step: int) -> Judgement:
         """The mean loss of the completions' tokens, and the share of right greedy answers if asked for.
 
-        The model is left in the mode it was in, and no random number is drawn: a run that is judged learns the
-        same as one that is not.
+        The model is left in the mode it was in, and no random number is drawn: a run that is judged learns
+        the same as one that is not.
         """
         import torch
 
@@ -65,18 +65,20 @@ class DevSet:
         model.train(mode)
         return Judgement(step=step, loss=loss, accuracy=sum(right) / len(right) if right else None)
 
+    def outcomes(self, model: Any) -> list[float]:
+        """Of every row, higher being better: 1 for a right answer and else 0, or minus its mean loss."""
+        import torch
+
+        model.eval()
+        with torch.no_grad():
+            if self.answers:
+                return [float(self._is_right(model, *row)) for row in self.answers]
+            rows = [example for batch in self.batches for example in batch]
+            return [-_loss_of(model, [row])[0] for row in rows]
+
     def _loss(self, model: Any) -> float:
-        total, tokens = 0.0, 0
-        for rows in self.batches:
-            batch = {
-                name: value.to(model.device) if name != "logits_to_keep" else value
-                for name, value in pad_batch(rows).items()
-            }
-            labels = batch.pop("labels")
-            count = int((labels != _IGNORED).sum())
-            total += completion_loss(model(**batch).logits, labels).item() * count
-            tokens += count
-        return total / tokens
+        found = [_loss_of(model, rows) for rows in self.batches]
+        return sum(loss * tokens for loss, tokens in found) / sum(tokens for _, tokens in found)
 
     def _is_right(self, model: Any, example: Example, answer: str) -> bool:
         """Whether the answer read from at most twice the label's tokens is the label's."""
@@ -85,6 +87,17 @@ class DevSet:
         ids = greedy_ids(model, prompt, end=self.tokenizer.eos_token_id, max_tokens=room)
         said = parse_response(self.tokenizer.decode(ids, skip_special_tokens=True), marker=self.marker).answer
         return said is not None and said.strip() == answer.strip()
+
+
+def _loss_of(model: Any, rows: Sequence[Example]) -> tuple[float, int]:
+    """The mean loss of a batch's completions, and how many tokens they have."""
+    batch = {
+        name: value.to(model.device) if name != "logits_to_keep" else value
+        for name, value in pad_batch(rows).items()
+    }
+    labels = batch.pop("labels")
+    loss = completion_loss(model(**batch).logits, labels).item()
+    return loss, int((labels != _IGNORED).sum())
 
 
 def hold_out(

@@ -133,8 +133,8 @@ def _rewind(found: SpikeFound, rewinds: Sequence[Rewind], plan: BatchPlan, aroun
     if around.ranks.sharded:
         # Weights that are spread over processes cannot be loaded into a model that is spread already.
         raise TrainingError(
-            f"{what}: the batches from {rewind.skip_start} to {rewind.skip_stop} will be left out; run the same"
-            f" command again to go on from step {rewind.to_step} (accelerate launch --max_restarts does)"
+            f"{what}: the batches from {rewind.skip_start} to {rewind.skip_stop} will be left out; run the"
+            f" same command again to go on from step {rewind.to_step} (accelerate launch --max_restarts does)"
         )
 
 

@@ -1,8 +1,8 @@
 """What a training step needs in memory, found from config.json alone: no weight is read or made.
 
 The model is built without storage, one forward pass runs on tensors that have shapes only, and what autograd
-would keep for the backward pass is added up. Beside the measured peak of torch's allocator on a CPU the sum was
-3 to 6 % low on a small Llama; a test holds it to 15 %. Not in it: what an allocator wastes, and a GPU's context.
+would keep for the backward pass is added up. A test holds the sum to within 15 % of the measured peak of
+torch's allocator on a CPU. Not in it: what an allocator wastes, and a GPU's context.
 """
 
 import os
@@ -45,7 +45,7 @@ class Standing:
 
 @dataclass(frozen=True, slots=True)
 class Needs:
-    """Memory of a step over rows of `row_tokens`: `row` and `row_checkpointed` are the bytes of one row more."""
+    """Memory of a step over rows of `row_tokens`; `row` and `row_checkpointed` are one row's bytes."""
 
     standing: Standing
     row_tokens: int
@@ -74,8 +74,8 @@ def find_needs(config: "TrainConfig") -> Needs:
     plain = [_kept_bytes(config, rows, length, checkpointed=False) for rows in (1, 2)]
     saved = [_kept_bytes(config, rows, length, checkpointed=True) for rows in (1, 2)]
     layers = max(1, int(model.config.num_hidden_layers))
-    # At its peak the backward pass also holds gradients as large as the largest tensor (the logits): two without
-    # checkpointing, one and a whole layer made again with it.
+    # At its peak the backward pass also holds gradients as large as the largest tensor (the logits): two
+    # without checkpointing, one and a whole layer made again with it.
     peaks = [kept + 2 * largest for kept, largest in plain]
     again = [
         kept + (whole - kept) / layers + largest
@@ -91,27 +91,32 @@ def find_needs(config: "TrainConfig") -> Needs:
     )
 
 
-def print_needs(config: "TrainConfig") -> None:
-    """Prints memory per device and the largest batch that fits; TrainingError when not one row does."""
+def dry_run(config: "TrainConfig") -> str:
+    """Memory per device and the largest batch that fits, as text; TrainingError when not one row does."""
     needs = find_needs(config)
     memory = (config.device_memory_gb or device_memory_bytes() / _GB) * _GB
-    print("\n".join(described(needs, memory)))
     if not needs.most_rows(memory, checkpointed=True, devices=_DEVICES[-1]):
         raise TrainingError(
             f"{config.base}: not one row of {needs.row_tokens} tokens fits {memory / _GB:.1f} GB;"
             " lower max_length, use method qlora, or a larger device"
         )
+    return "\n".join(described(needs, memory))
 
 
 def described(needs: Needs, memory_bytes: float) -> list[str]:
     """The lines of a dry run."""
     standing = needs.standing
+    named = {
+        "weights": standing.weights,
+        "adapters": standing.adapters,
+        "gradients": standing.gradients,
+        "optimizer": standing.optimizer,
+        "one layer unpacked": standing.unpacked,
+    }
+    parts = [(name, size) for name, size in named.items() if size]
     lines = [
-        f"standing: {_gb(standing.total)} = weights {_gb(standing.weights)} + adapters {_gb(standing.adapters)}"
-        f" + gradients {_gb(standing.gradients)} + optimizer {_gb(standing.optimizer)}"
-        + (f" + a layer unpacked {_gb(standing.unpacked)}" if standing.unpacked else ""),
-        f"a row of {needs.row_tokens} tokens: {_gb(needs.row)}, with gradient checkpointing"
-        f" {_gb(needs.row_checkpointed)}",
+        f"standing: {_gb(standing.total)} = {' + '.join(f'{name} {_gb(size)}' for name, size in parts)}",
+        f"a row of {needs.row_tokens} tokens: {_gb(needs.row)}, checkpointed {_gb(needs.row_checkpointed)}",
         f"largest batch on {_gb(memory_bytes)} per device, in rows (tokens with padding):",
     ]
     for devices in _DEVICES:
@@ -123,7 +128,7 @@ def described(needs: Needs, memory_bytes: float) -> list[str]:
             )
         ]
         how = "one device" if devices == 1 else f"each of {devices} (FSDP2)"
-        lines.append(f"  {how:<18} {cells[0]:>22}   with gradient checkpointing {cells[1]:>22}")
+        lines.append(f"  {how:<18} {cells[0]:>22}   checkpointed {cells[1]:>22}")
     return lines
 
 

@@ -23,7 +23,8 @@ def publish_student(
 ) -> None:
     """Writes the student as an artifact, whole or not at all: an adapter, or a model if all weights learned.
 
-    `beside` holds further texts by file name. An adapter's manifest says where its base is, from the root and seen from the adapter, and its hash.
+    `beside` holds further texts by file name. An adapter's manifest says where its base is, from the root and
+    seen from the adapter, and its hash.
     """
     adapter = config.method != "full"
     with folder_aside(config.output) as folder:

@@ -15,7 +15,7 @@ _SKIPPED_PER_BACK = 5
 
 
 class Rewind(BaseModel, frozen=True):
-    """One return to an earlier step; `skip_start` to `skip_stop` are the plan's batches that are left out since.
+    """One return to an earlier step; the plan's batches from `skip_start` to `skip_stop` are left out since.
 
     Steps count from 0. `spike_step` is where the spike began, `to_step` the checkpoint that was gone back to.
     """

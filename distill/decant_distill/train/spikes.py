@@ -48,8 +48,8 @@ def find_spike(
 ) -> Spike | None:
     """The spike that the last steps are, if they are one.
 
-    `losses` and `norms` (of the gradient, before it is clipped) have one value per step taken. A value that is
-    not finite is a spike by itself; `norms` may be one shorter, when a step's gradient is not known yet.
+    `losses` and `norms` (of the gradient, before it is clipped) have one value per step taken. A value that
+    is not finite is a spike by itself; `norms` may be one shorter, when a step's gradient is not known yet.
     """
     for name, values in (("loss", losses), ("gradient norm", norms)):
         if values and not math.isfinite(values[-1]):

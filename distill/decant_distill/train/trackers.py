@@ -1,4 +1,4 @@
-"""The curves of a run sent to TensorBoard or Weights & Biases, by the same names and steps as in its own page."""
+"""The curves of a run sent to TensorBoard or Weights & Biases, as they stand in its own page."""
 
 import importlib.util
 from collections.abc import Mapping, Sequence

@@ -1,4 +1,4 @@
-"""A run as a page that stands alone: loss, gradient, learning rate and speed over its steps, and its events."""
+"""A run as a page that stands alone: loss, gradient, learning rate and speed by step, and its events."""
 
 import math
 from collections.abc import Mapping, Sequence

@@ -117,7 +117,7 @@ class Watch:
     stopped: bool = False
 
     def loss(self, mean: "Tensor", logits: "Tensor", labels: "Tensor") -> "Tensor":
-        """This process's part of the batch's loss; ends the attempt before a loss that is not finite reaches a weight."""
+        """This process's part of the batch's loss; one that is not finite ends the attempt."""
         ranks = self.around.ranks
         loss = ranks.share(mean, logits, labels)
         value = ranks.total(loss.item()) / ranks.world

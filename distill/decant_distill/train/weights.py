@@ -1,4 +1,4 @@
-"""The weights that learn, whole and on their own: the best ones so far, and those of a model spread over processes."""
+"""The weights that learn, whole and on their own: the best so far, and those of a model in pieces."""
 
 from collections.abc import Mapping
 from pathlib import Path
