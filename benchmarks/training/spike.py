@@ -8,12 +8,9 @@ a Markdown table.
 import argparse
 import json
 import random
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
-from decant.artifact import read_manifest
 from decant.files import write_json, write_jsonl, write_text
 from decant_distill.demo import counter
 from decant_distill.demo.wording import ORDINALS
@@ -21,6 +18,7 @@ from decant_distill.train.config import TrainConfig
 from decant_distill.train.course import plan_course
 from decant_distill.train.student import load_tokenizer
 from training.counter_rows import BASE, make_rows
+from training.runs import settings, train
 
 ARMS = ("clean", "garbage, rewind", "garbage, no rewind")
 
@@ -59,36 +57,19 @@ def corrupt_window(config: TrainConfig, target: Path, *, start: int, count: int)
         raise SystemExit(f"{target}: the corrupted rows are not as long as the clean ones")
 
 
-def train(config: TrainConfig, folder: Path) -> dict[str, Any]:
-    """Runs `decant train` in a process of its own and returns what its manifest says of the training."""
-    if not (config.output / "manifest.json").is_file():
-        file = folder / f"{config.output.name}.json"
-        write_text(file, config.model_dump_json())
-        command = [sys.executable, "-m", "decant", "train", "--config", str(file)]
-        subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
-    return dict(read_manifest(config.output).training or {})
-
-
 def measure_seed(folder: Path, seed: int, given: argparse.Namespace) -> dict[str, Any]:
     """The three runs of one seed: their last loss on held-out rows, and what was gone around."""
     data, dev = make_rows(folder, count=given.rows, seed=seed)
-    clean = TrainConfig(
-        base=BASE,
-        data=data,
+    clean = settings(
+        data,
+        folder / "clean",
         dev_data=dev,
         dev_rows=300,
-        output=folder / "clean",
         token_budget=given.tokens,
-        batch_tokens=1024,
         learning_rate=given.learning_rate,
-        lora_r=64,
-        lora_alpha=128,
-        compute_dtype="float32",
         eval_every_steps=10**6,
         save_every_steps=25,
-        golden_rows=1,
         seed=seed,
-        threads=1,
     )
     steps = plan_course(clean, load_tokenizer(BASE)).plan().steps
     garbage = folder / "garbage.jsonl"
@@ -98,7 +79,7 @@ def measure_seed(folder: Path, seed: int, given: argparse.Namespace) -> dict[str
         clean.with_changes(data=garbage, output=folder / "rewind"),
         clean.with_changes(data=garbage, output=folder / "no-rewind", spike_rewind=False),
     )
-    records = [train(config, folder) for config in arms]
+    records = [train(config) for config in arms]
     return {
         "seed": seed,
         "steps": steps,

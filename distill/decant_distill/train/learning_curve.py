@@ -3,6 +3,7 @@
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from decant_distill.train.student import load_base, load_tokenizer, require_trai
 
 
 class LearningCurveConfig(TrainConfig):
-    """The options of `decant train`, and which parts of the labels to learn from; `output` holds all students."""
+    """The options of `decant train`, and which parts of the labels to learn from; all lies in `output`."""
 
     dev_share: float = Field(
         default=0.2, ge=0, lt=1, description="share of the rows held out from all students; 0 with dev_data"
@@ -81,9 +82,7 @@ def run(config: LearningCurveConfig) -> None:
         if not (student.output / "manifest.json").is_file():
             train(student)
         points.append(Point(share, len(chosen), tuple(_outcomes(student, course.dev))))
-    steps = [
-        _gain(before, after, seed=config.seed) for before, after in zip(points, points[1:], strict=False)
-    ]
+    steps = [_gain(before, after, seed=config.seed) for before, after in pairwise(points)]
     write_json(config.output / "learning-curve.json", _record(config, points, steps))
     print("\n".join(described(config, points, steps)))
 
