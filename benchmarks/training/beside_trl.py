@@ -2,7 +2,8 @@
 
 Both arms train the same NF4 model with the same adapters on the same batches in the same order, each in a
 process of its own, in turn. Tokens per second count the steps after the first few; memory is the process's
-peak, or the GPU's where there is one. TRL casts the adapters of a quantized base to bf16, Decant keeps float32.
+peak, or the GPU's where there is one. TRL casts the adapters of a quantized base
+to bf16, Decant keeps float32.
 """
 
 import argparse
@@ -90,10 +91,11 @@ def run_trl(given: argparse.Namespace, folder: Path) -> list[float]:
     """Seconds of each step of TRL's SFTTrainer."""
     import torch
     from datasets import Dataset
-    from decant_distill.train.student import load_base, load_tokenizer
     from peft import LoraConfig
     from transformers import TrainerCallback
     from trl import SFTConfig, SFTTrainer
+
+    from decant_distill.train.student import load_base, load_tokenizer
 
     seconds: list[float] = []
 
@@ -183,9 +185,8 @@ def main() -> None:
     for arm, runs in found.items():
         speeds = [one["tokens_per_s"] for one in runs]
         peak = statistics.median(one["peak"] for one in runs) / 1e9
-        print(
-            f"| {arm} | {statistics.median(speeds):,.0f}, {min(speeds):,.0f} to {max(speeds):,.0f} | {peak:.3f} |"
-        )
+        spread = f"{min(speeds):,.0f} to {max(speeds):,.0f}"
+        print(f"| {arm} | {statistics.median(speeds):,.0f}, {spread} | {peak:.3f} |")
 
 
 if __name__ == "__main__":

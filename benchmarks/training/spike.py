@@ -106,7 +106,7 @@ def as_markdown(outcome: dict[str, Any]) -> str:
         setting,
         f"`{outcome['command']}`",
         "",
-        "| seed | steps | clean run | with rewind | | without | | rewinds (batches left out) |",
+        "| seed | steps | clean run | with rewind | beside clean | without | beside clean | rewinds (batches left out) |",
         "|---|---|---|---|---|---|---|---|",
     ]
     for row in outcome["seeds"]:
