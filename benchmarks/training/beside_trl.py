@@ -112,24 +112,7 @@ def run_trl(given: argparse.Namespace, folder: Path) -> list[float]:
     trainer: Any = SFTTrainer(
         model=load_base(config.base, dtype=config.compute_dtype, nf4=True),
         processing_class=load_tokenizer(config.base),
-        args=SFTConfig(
-            output_dir=str(folder),
-            max_steps=given.steps,
-            per_device_train_batch_size=given.rows,
-            train_sampling_strategy="sequential",
-            learning_rate=config.learning_rate,
-            lr_scheduler_type="cosine",
-            max_length=None,
-            completion_only_loss=True,
-            gradient_checkpointing=False,
-            bf16=False,
-            use_cpu=not torch.cuda.is_available(),
-            save_strategy="no",
-            logging_strategy="no",
-            report_to=[],
-            disable_tqdm=True,
-            seed=given.seed,
-        ),
+        args=SFTConfig(**_trl_settings(given, folder)),
         train_dataset=Dataset.from_list(rows_of(given)),
         peft_config=LoraConfig(
             task_type="CAUSAL_LM",
@@ -141,6 +124,29 @@ def run_trl(given: argparse.Namespace, folder: Path) -> list[float]:
     )
     trainer.train()
     return seconds
+
+
+def _trl_settings(given: argparse.Namespace, folder: Path) -> dict[str, Any]:
+    import torch
+
+    return {
+        "output_dir": str(folder),
+        "max_steps": given.steps,
+        "per_device_train_batch_size": given.rows,
+        "train_sampling_strategy": "sequential",
+        "learning_rate": 1e-4,
+        "lr_scheduler_type": "cosine",
+        "max_length": None,
+        "completion_only_loss": True,
+        "gradient_checkpointing": False,
+        "bf16": False,
+        "use_cpu": not torch.cuda.is_available(),
+        "save_strategy": "no",
+        "logging_strategy": "no",
+        "report_to": [],
+        "disable_tqdm": True,
+        "seed": given.seed,
+    }
 
 
 def run_arm(given: argparse.Namespace) -> None:

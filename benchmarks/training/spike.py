@@ -20,6 +20,16 @@ from decant_distill.train.student import load_tokenizer
 from training.counter_rows import BASE, make_rows
 from training.runs import settings, train
 
+HEADINGS = (
+    "seed",
+    "steps",
+    "clean run",
+    "with rewind",
+    "beside clean",
+    "without",
+    "beside clean",
+    "rewinds (batches left out)",
+)
 ARMS = ("clean", "garbage, rewind", "garbage, no rewind")
 
 
@@ -106,7 +116,7 @@ def as_markdown(outcome: dict[str, Any]) -> str:
         setting,
         f"`{outcome['command']}`",
         "",
-        "| seed | steps | clean run | with rewind | beside clean | without | beside clean | rewinds (batches left out) |",
+        f"| {' | '.join(HEADINGS)} |",
         "|---|---|---|---|---|---|---|---|",
     ]
     for row in outcome["seeds"]:

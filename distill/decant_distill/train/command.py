@@ -56,15 +56,13 @@ def run(config: TrainConfig) -> None:
     base_sha256 = sha256_path(config.base)
     checkpoints = Checkpoints.beside(config.output)
     if ranks.writes:
-        dev = {"dev_data": sha256_file(config.dev_data)} if config.dev_data else {}
-        identity = {**config.identity(), **dev, "base": base_sha256, "data": sha256_file(config.data)}
-        checkpoints.claim({**identity, **({"processes": ranks.world} if ranks.world > 1 else {})})
+        checkpoints.claim(_identity(config, base_sha256, ranks))
     with explained(config.output.absolute().parent):
         model = build_student(config)
         with heeding_sigterm() as request:
             around = _surroundings(config, course, checkpoints, ranks, request)
             outcome = fit(model, course.examples, course.plan, around=around)
-        model = _final(model, outcome, config, checkpoints, ranks)
+        model = _final(model, outcome, around)
         if not ranks.writes:
             return
         around.events.add("done", step=outcome.progress.step)
@@ -75,13 +73,28 @@ def run(config: TrainConfig) -> None:
             base_sha256=base_sha256,
             golden=_golden(model, tokenizer, course, config),
             training=_training(model, course, outcome),
-            beside={
-                _PAGE: _page(config, outcome.progress, outcome.plan, around.events),
-                _EVENTS: (checkpoints.folder / _EVENTS).read_text(encoding="utf-8"),
-            },
+            beside=_beside(outcome, around),
         )
     checkpoints.remove()
     print(_summary(course, outcome, config))
+
+
+def _identity(config: TrainConfig, base_sha256: str, ranks: Ranks) -> dict[str, Any]:
+    """What must be equal for a checkpoint to be gone on from."""
+    identity = {**config.identity(), "base": base_sha256, "data": sha256_file(config.data)}
+    if config.dev_data is not None:
+        identity["dev_data"] = sha256_file(config.dev_data)
+    if ranks.world > 1:
+        identity["processes"] = ranks.world
+    return identity
+
+
+def _beside(outcome: Outcome, around: Surroundings) -> dict[str, str]:
+    """The page and the events of the run, by file name."""
+    return {
+        _PAGE: _page(around.config, outcome.progress, outcome.plan, around.events),
+        _EVENTS: (around.checkpoints.folder / _EVENTS).read_text(encoding="utf-8"),
+    }
 
 
 def _surroundings(
@@ -112,16 +125,16 @@ def _surroundings(
     )
 
 
-def _final(model: Any, outcome: Outcome, config: TrainConfig, checkpoints: Checkpoints, ranks: Ranks) -> Any:
+def _final(model: Any, outcome: Outcome, around: Surroundings) -> Any:
     """The student as it is published: with its best weights, and in one piece."""
-    if ranks.sharded:
+    if around.ranks.sharded:
         weights = learned_weights(model)
-        if not ranks.writes:
+        if not around.ranks.writes:
             return model
-        model = build_student(config)
+        model = build_student(around.config)
         put_weights(model, weights)
-    if outcome.best_step is not None:
-        put_weights(model, best_weights(checkpoints.folder, outcome.best_step))
+    if outcome.best_step is not None and around.ranks.writes:
+        put_weights(model, best_weights(around.checkpoints.folder, outcome.best_step))
     return model
 
 

@@ -72,14 +72,7 @@ def _attempt(
 ) -> RunProgress:
     """Trains until the run ends or a spike is found; `before` is how far this process came last time."""
     found = around.checkpoints.latest()
-    earlier = FRESH if found is None else found[1]
-    if before is not None:
-        earlier = earlier.model_copy(update={"wall_s": before.wall_s, "resumed": before.resumed})
-    elif found is not None:
-        earlier = earlier.model_copy(update={"resumed": earlier.resumed + 1})
-        around.events.add("resumed", step=earlier.step)
-    else:
-        around.events.add("started", step=0, steps=plan.steps, tokens=plan.total_tokens)
+    earlier = _begun(None if found is None else found[1], plan, around, before)
     if has_stalled(earlier.judgements, around.config.stop_after):
         return earlier
     distances = _distances(around.config, plan)
@@ -107,6 +100,20 @@ def _attempt(
             " run the same command again to go on"
         )
     return watch.so_far()
+
+
+def _begun(
+    found: RunProgress | None, plan: BatchPlan, around: Surroundings, before: RunProgress | None
+) -> RunProgress:
+    """Where the attempt starts from, and the event that says so."""
+    earlier = found or FRESH
+    if before is not None:
+        return earlier.model_copy(update={"wall_s": before.wall_s, "resumed": before.resumed})
+    if found is None:
+        around.events.add("started", step=0, steps=plan.steps, tokens=plan.total_tokens)
+        return earlier
+    around.events.add("resumed", step=earlier.step)
+    return earlier.model_copy(update={"resumed": earlier.resumed + 1})
 
 
 def _rewind(found: SpikeFound, rewinds: Sequence[Rewind], plan: BatchPlan, around: Surroundings) -> None:
