@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 
 _WARM_STEPS = 3
+_IGNORED = -100
 ARMS = ("decant", "trl")
 
 
@@ -30,13 +31,12 @@ def rows_of(given: argparse.Namespace) -> list[dict[str, list[int]]]:
     vocabulary = len(load_tokenizer(given.model))
     generator = np.random.default_rng(given.seed)
     lengths = generator.integers(given.length // 2, given.length + 1, size=given.rows * given.steps)
-    return [
-        {
-            "input_ids": generator.integers(0, vocabulary, size=length).tolist(),
-            "completion_mask": [int(place >= length // 2) for place in range(length)],
-        }
-        for length in lengths.tolist()
-    ]
+    return [_row(generator.integers(0, vocabulary, size=length).tolist()) for length in lengths.tolist()]
+
+
+def _row(ids: list[int]) -> dict[str, list[int]]:
+    prompt = len(ids) // 2
+    return {"input_ids": ids, "labels": [_IGNORED] * prompt + ids[prompt:]}
 
 
 def settings(given: argparse.Namespace, folder: Path) -> Any:
@@ -137,7 +137,8 @@ def _trl_settings(given: argparse.Namespace, folder: Path) -> dict[str, Any]:
         "learning_rate": 1e-4,
         "lr_scheduler_type": "cosine",
         "max_length": None,
-        "completion_only_loss": True,
+        "completion_only_loss": False,  # the rows bring their labels
+        "dataset_kwargs": {"skip_prepare_dataset": True},
         "gradient_checkpointing": False,
         "bf16": False,
         "use_cpu": not torch.cuda.is_available(),
