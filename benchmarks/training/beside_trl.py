@@ -7,6 +7,7 @@ to bf16, Decant keeps float32.
 """
 
 import argparse
+import importlib
 import json
 import statistics
 import subprocess
@@ -30,8 +31,9 @@ def rows_of(given: argparse.Namespace) -> list[dict[str, list[int]]]:
 
     vocabulary = len(load_tokenizer(given.model))
     generator = np.random.default_rng(given.seed)
-    lengths = generator.integers(given.length // 2, given.length + 1, size=given.rows * given.steps)
-    return [_row(generator.integers(0, vocabulary, size=length).tolist()) for length in lengths.tolist()]
+    drawn: Any = generator.integers(given.length // 2, given.length + 1, size=given.rows * given.steps)
+    lengths: list[int] = drawn.tolist()
+    return [_row(generator.integers(0, vocabulary, size=length).tolist()) for length in lengths]
 
 
 def _row(ids: list[int]) -> dict[str, list[int]]:
@@ -90,13 +92,14 @@ def run_decant(given: argparse.Namespace, folder: Path) -> list[float]:
 def run_trl(given: argparse.Namespace, folder: Path) -> list[float]:
     """Seconds of each step of TRL's SFTTrainer."""
     import torch
-    from datasets import Dataset
     from peft import LoraConfig
     from transformers import TrainerCallback
-    from trl import SFTConfig, SFTTrainer
 
     from decant_distill.train.student import load_base, load_tokenizer
 
+    # By name: they stand in an environment of their own, which the type checker does not see.
+    datasets: Any = importlib.import_module("datasets")
+    trl: Any = importlib.import_module("trl")
     seconds: list[float] = []
 
     class Clock(TrainerCallback):
@@ -109,11 +112,11 @@ def run_trl(given: argparse.Namespace, folder: Path) -> list[float]:
             seconds.append(time.monotonic() - self.began_s)
 
     config = settings(given, folder)
-    trainer: Any = SFTTrainer(
+    trainer: Any = trl.SFTTrainer(
         model=load_base(config.base, dtype=config.compute_dtype, nf4=True),
         processing_class=load_tokenizer(config.base),
-        args=SFTConfig(**_trl_settings(given, folder)),
-        train_dataset=Dataset.from_list(rows_of(given)),
+        args=trl.SFTConfig(**_trl_settings(given, folder)),
+        train_dataset=datasets.Dataset.from_list(rows_of(given)),
         peft_config=LoraConfig(
             task_type="CAUSAL_LM",
             r=config.lora_r,

@@ -21,8 +21,20 @@ ROWS, LENGTH = 16, 128
 
 
 def config(base: Path, **changes: Any) -> TrainConfig:
-    settings = {"method": "lora", "compute_dtype": "float32", "max_length": LENGTH, "lora_r": 16}
+    settings: dict[str, Any] = {
+        "method": "lora",
+        "compute_dtype": "float32",
+        "max_length": LENGTH,
+        "lora_r": 16,
+    }
     return TrainConfig(base=base, data=base, output=base / "s", **{**settings, **changes})
+
+
+def loss_of(model: Any, ids: torch.Tensor) -> torch.Tensor:
+    """The loss alone: as in a run, nobody holds the logits when the backward pass begins."""
+    logits = model(input_ids=ids, use_cache=False).logits
+    wanted = logits[:, :-1].reshape(-1, logits.shape[-1]).float()
+    return torch.nn.functional.cross_entropy(wanted, ids[:, 1:].reshape(-1))
 
 
 def measured_peak(config: TrainConfig, *, checkpointed: bool) -> int:
@@ -37,14 +49,12 @@ def measured_peak(config: TrainConfig, *, checkpointed: bool) -> int:
     ids = torch.zeros(ROWS, LENGTH, dtype=torch.long)
     with profile(profile_memory=True) as profiled:
         for _ in range(2):
-            logits = model(input_ids=ids, use_cache=False).logits
-            wanted = logits[:, :-1].reshape(-1, logits.shape[-1]).float()
-            torch.nn.functional.cross_entropy(wanted, ids[:, 1:].reshape(-1)).backward()
+            loss_of(model, ids).backward()
             optimizer.step()
             optimizer.zero_grad()
-            del logits, wanted
     held = peak = 0
-    for event in profiled.profiler.kineto_results.events():
+    profiler: Any = profiled.profiler
+    for event in profiler.kineto_results.events():
         if event.name() == "[memory]":
             held += event.nbytes()
             peak = max(peak, held)

@@ -35,7 +35,7 @@ def test_a_process_knows_its_place_from_its_environment() -> None:
 def test_the_shipped_configs_are_ones_that_accelerate_reads(name: str) -> None:
     from accelerate.commands.config.config_args import load_config_from_file
 
-    found = load_config_from_file(str(CONFIGS / f"{name}.yaml"))
+    found: Any = load_config_from_file(str(CONFIGS / f"{name}.yaml"))
     assert found.num_processes == 2
 
 

@@ -209,7 +209,7 @@ def config(base: Path, data: Path, output: Path, **changes: Any) -> TrainConfig:
 def garbage(row: dict[str, Any]) -> dict[str, Any]:
     """The row with two words of its reasoning exchanged throughout: as long as it was, but never seen so."""
     exchanged = {"plus": "is", "is": "plus"}
-    words = [exchanged.get(word, word) for word in row["reasoning"].split(" ")]
+    words = [exchanged.get(word, word) for word in str(row["reasoning"]).split(" ")]
     return {**row, "reasoning": " ".join(words)}
 
 
@@ -361,12 +361,13 @@ def test_unknown_ramps_are_refused_by_their_values(tmp_path: Path) -> None:
 
 
 def test_curves_go_to_tensorboard_by_name_and_step(student_base: Path, curated: Path, tmp_path: Path) -> None:
-    pytest.importorskip("tensorboard", reason="the extra `tensorboard` is not installed")
-    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-
+    accumulator: Any = pytest.importorskip(
+        "tensorboard.backend.event_processing.event_accumulator",
+        reason="the extra `tensorboard` is not installed",
+    )
     settings = {"report_to": ("tensorboard",), "token_budget": 1500, "dev_share": 0.1}
     run(config(student_base, curated, tmp_path / "s", **settings))
-    found = EventAccumulator(str(tmp_path / "s.curves" / "tensorboard")).Reload()
+    found = accumulator.EventAccumulator(str(tmp_path / "s.curves" / "tensorboard")).Reload()
     assert set(found.Tags()["scalars"]) == {
         "loss",
         "gradient_norm",

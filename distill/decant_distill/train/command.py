@@ -157,7 +157,7 @@ def _training(model: Any, course: Course, outcome: Outcome) -> dict[str, Any]:
     import torch
 
     progress, plan = outcome.progress, outcome.plan
-    record = {
+    record: dict[str, Any] = {
         "tokens": plan.tokens_before(progress.step),
         "padded_tokens": sum(plan.padded[: progress.step]),
         "steps": progress.step,

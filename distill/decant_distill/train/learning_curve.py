@@ -116,9 +116,8 @@ def described(
 
 def _train_config(config: LearningCurveConfig) -> TrainConfig:
     share = 0.0 if config.dev_data else config.dev_share
-    return TrainConfig(
-        **{name: dict(config)[name] for name in TrainConfig.model_fields} | {"dev_share": share}
-    )
+    given = {name: dict(config)[name] for name in TrainConfig.model_fields}
+    return TrainConfig.model_validate({**given, "dev_share": share})
 
 
 def _rank(prompt: str, seed: int) -> bytes:

@@ -200,9 +200,11 @@ def _ramped(scheduler: Any, plan: BatchPlan) -> Any:
         return scheduler
     plain = list(scheduler.lr_lambdas)
     last = len(plan.parts) - 1
-    scheduler.lr_lambdas = [
-        lambda step, factor=factor: factor(step) / plan.parts[min(step, last)] ** 0.5 for factor in plain
-    ]
+
+    def smaller(factor: Callable[[int], float]) -> Callable[[int], float]:
+        return lambda step: factor(step) / plan.parts[min(step, last)] ** 0.5
+
+    scheduler.lr_lambdas = [smaller(factor) for factor in plain]
     # The rate of the first step was set when the schedule was made.
     for group, base, factor in zip(
         scheduler.optimizer.param_groups, scheduler.base_lrs, scheduler.lr_lambdas, strict=True
@@ -215,11 +217,12 @@ def _callback(watch: Watch) -> Any:
     from transformers import TrainerCallback
 
     class Hooks(TrainerCallback):
-        def on_step_begin(self, _args: Any, _state: Any, control: Any, **given: Any) -> None:
-            del control
+        def on_step_begin(self, args: Any, state: Any, control: Any, **given: Any) -> None:
+            del args, state, control
             self.rate = float(given["optimizer"].param_groups[0]["lr"])
 
-        def on_step_end(self, _args: Any, _state: Any, control: Any, **given: Any) -> Any:
+        def on_step_end(self, args: Any, state: Any, control: Any, **given: Any) -> Any:
+            del args, state
             watch.step_done(given["model"], self.rate)
             if len(watch.series.rates) == 1:
                 # A disk that is too small shows now, and an early spike has something to go back to.

@@ -201,12 +201,12 @@ def _kept_bytes(config: "TrainConfig", rows: int, length: int, *, checkpointed: 
             name: torch.empty(weight.shape, dtype=weight.dtype, requires_grad=weight.requires_grad)
             for name, weight in [*model.named_parameters(), *model.named_buffers()]
         }
-        standing = {weight.untyped_storage()._cdata for weight in given.values()}
+        standing = {_place(weight) for weight in given.values()}
 
         def keep(tensor: Any) -> Any:
             # A mask of rows x 1 x length x length is only made for tensors that have no values.
             mask = tuple(tensor.shape) == (rows, 1, length, length)
-            place = tensor.untyped_storage()._cdata
+            place = _place(tensor)
             if not mask and place not in standing:
                 kept[place] = tensor
             return tensor
@@ -219,6 +219,12 @@ def _kept_bytes(config: "TrainConfig", rows: int, length: int, *, checkpointed: 
             torch.nn.functional.cross_entropy(wanted, ids[:, 1:].reshape(-1))
         sizes: Sequence[int] = [tensor.untyped_storage().nbytes() for tensor in kept.values()]
     return float(sum(sizes)), float(max(sizes))
+
+
+def _place(tensor: Any) -> int:
+    """What tells one storage from another where none has an address."""
+    storage: Any = tensor.untyped_storage()
+    return storage._cdata
 
 
 def _as_it_is(tensor: Any) -> Any:

@@ -1,5 +1,6 @@
 """The curves of a run sent to TensorBoard or Weights & Biases, as they stand in its own page."""
 
+import importlib
 import importlib.util
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -45,7 +46,7 @@ class WeightsAndBiases:
     """
 
     def __init__(self, folder: Path, *, name: str, config: Mapping[str, Any]) -> None:
-        import wandb
+        wandb: Any = importlib.import_module("wandb")
 
         folder.mkdir(parents=True, exist_ok=True)
         self._run: Any = wandb.init(dir=str(folder), name=name, config=dict(config))
