@@ -24,6 +24,7 @@ VERBS: dict[str, tuple[str, str]] = {
     "review": ("decant_distill.review", "read labels in the browser: accept, edit or reject"),
     "curate": ("decant_distill.curate", "turn labels into a training set"),
     "train": ("decant_distill.train.command", "teach a student with QLoRA"),
+    "learning-curve": ("decant_distill.train.learning_curve", "say whether more labels would pay"),
     "merge": ("decant_distill.merge", "merge an adapter into its base"),
     "quantize": ("decant_quant.quantize", "make a checkpoint smaller"),
     "eval": ("decant_bench.evaluate", "replay a dataset against an endpoint: answers and timings"),

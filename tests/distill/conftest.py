@@ -52,6 +52,15 @@ def curated(rows: list[dict[str, Any]], tmp_path_factory: pytest.TempPathFactory
 
 
 @pytest.fixture(scope="session")
+def many_rows(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """More rows than a short run reads once: none comes twice."""
+    generator = random.Random(1)
+    path = tmp_path_factory.mktemp("curated") / "many.jsonl"
+    path.write_text("".join(json.dumps(row(number, generator)) + "\n" for number in range(1500)))
+    return path
+
+
+@pytest.fixture(scope="session")
 def student_base(rows: list[dict[str, Any]], tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A Llama of 64 dimensions and two layers with random weights, and a tokenizer with a chat template."""
     transformers = pytest.importorskip("transformers")

@@ -28,7 +28,7 @@ from decant_distill.train.checkpoints import Checkpoints, RunProgress
 from decant_distill.train.command import run
 from decant_distill.train.config import TrainConfig
 from decant_distill.train.encode import encode
-from decant_distill.train.loop import completion_loss, pad_batch
+from decant_distill.train.objective import completion_loss, pad_batch
 from decant_distill.train.rows import Lesson, read_lessons
 from decant_distill.train.student import build_student, load_base, load_tokenizer, nf4_layers
 

@@ -2,9 +2,9 @@
 
 from typing import Literal
 
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 
-from decant.config import Config, InputPath, OutputPath
+from decant.config import Config, InputPath, OptionalInputPath, OutputPath
 from decant.task import Placement, TaskConfig
 
 ALL_LINEAR = "all-linear"
@@ -68,6 +68,61 @@ class TrainConfig(Config):
     threads: int | None = Field(default=None, ge=1, description="CPU threads, torch's choice if not set")
     task: TaskConfig = Field(default_factory=TaskConfig, description="how answers are marked")
 
+    spike_rewind: bool = Field(
+        default=True, description="go back before a spike of the loss and leave its batches out"
+    )
+    max_rewinds: int = Field(default=5, ge=0, description="rewinds after which a run is given up")
+    rewind_steps: int | None = Field(
+        default=None,
+        ge=1,
+        description="least steps to go back before a spike; if not set, a fiftieth of the run, from 5 to 100",
+    )
+    rewind_batches: int | None = Field(
+        default=None, ge=1, description="batches that a rewind leaves out; if not set, five times its steps"
+    )
+    batch_ramp: Literal[1, 2, 4, 8, 16] = Field(
+        default=1, description="how many times smaller the first batches are; 1 for batches of one size"
+    )
+    batch_ramp_share: float = Field(
+        default=0.2, gt=0, le=1, description="share of the tokens over which batches grow to their full size"
+    )
+    dev_share: float = Field(
+        default=0.0, ge=0, lt=1, description="share of the rows held out to judge the student by; 0 for none"
+    )
+    dev_data: OptionalInputPath = Field(
+        default=None, description="a file of its own to judge the student by, in the form of data"
+    )
+    dev_by: Literal["prompt", "group"] = Field(
+        default="prompt", description="rows of one prompt, or of one group, are held out together"
+    )
+    dev_metric: Literal["loss", "accuracy"] = Field(
+        default="loss", description="what makes a student the best: its loss, or its greedy answers"
+    )
+    dev_rows: int = Field(default=256, ge=1, description="most held-out rows that are judged each time")
+    eval_every_steps: int = Field(
+        default=100, ge=1, description="steps between judgements, where rows are held out"
+    )
+    stop_after: int | None = Field(
+        default=None, ge=1, description="judgements in a row without a better one that end the run"
+    )
+    report_to: tuple[Literal["tensorboard", "wandb"], ...] = Field(
+        default=(), description="also send the curves there (extras of the same names)"
+    )
+    dry_run: bool = Field(
+        default=False, description="say from config.json what memory a device needs, and load nothing"
+    )
+    device_memory_gb: float | None = Field(
+        default=None, gt=0, description="memory of one device for --dry-run; if not set, of this machine's"
+    )
+
+    @model_validator(mode="after")
+    def _has_dev_rows(self) -> "TrainConfig":
+        if self.dev_share and self.dev_data:
+            raise ValueError("give dev_share or dev_data, not both")
+        if self.stop_after and not (self.dev_share or self.dev_data):
+            raise ValueError("stop_after needs rows to judge by: give dev_share or dev_data")
+        return self
+
     @field_validator("targets")
     @classmethod
     def _names_or_all(cls, value: tuple[str, ...]) -> tuple[str, ...]:
@@ -77,5 +132,6 @@ class TrainConfig(Config):
 
     def identity(self) -> dict[str, object]:
         """The settings that decide what is learned: a checkpoint may only be resumed where they are equal."""
-        without = {"output", "base", "data", "save_every_steps", "golden_rows", "golden_tokens", "threads"}
+        without = {"output", "base", "data", "dev_data", "save_every_steps", "golden_rows", "golden_tokens"}
+        without |= {"threads", "max_rewinds", "report_to", "dry_run", "device_memory_gb"}
         return self.model_dump(mode="json", exclude=without)

@@ -52,6 +52,11 @@ def _golden_prompt(model: Any, tokenizer: Any, messages: Sequence[Message], max_
     )
 
 
+def greedy_ids(model: Any, prompt_ids: Sequence[int], *, end: int, max_tokens: int) -> tuple[int, ...]:
+    """The tokens of the model's greedy answer to one prompt, without the end token."""
+    return _answer(model, prompt_ids, end=end, max_tokens=max_tokens).token_ids
+
+
 def _answer(model: Any, prompt_ids: Sequence[int], *, end: int, max_tokens: int) -> _Answer:
     tokens: list[int] = []
     logprobs: list[float] = []

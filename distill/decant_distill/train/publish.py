@@ -1,6 +1,7 @@
 """The trained student as an artifact: weights, tokenizer, chat template, manifest with golden prompts."""
 
 import os
+from collections.abc import Mapping
 from typing import Any
 
 from decant.artifact import write_manifest
@@ -18,10 +19,12 @@ def publish_student(
     base_sha256: str,
     golden: GoldenSet,
     training: dict[str, Any],
+    beside: Mapping[str, str] | None = None,
 ) -> None:
     """Writes the student as an artifact, whole or not at all: an adapter, or a model if all weights learned.
 
-    An adapter's manifest says where its base is, from the root and seen from the adapter, and its hash.
+    `beside` holds further texts by file name. An adapter's manifest says where its base is, from the root and
+    seen from the adapter, and its hash.
     """
     adapter = config.method != "full"
     with folder_aside(config.output) as folder:
@@ -33,6 +36,8 @@ def publish_student(
             tidy_generation(model, tokenizer)
             model.save_pretrained(str(folder))
         tokenizer.save_pretrained(str(folder))
+        for file_name, text in (beside or {}).items():
+            (folder / file_name).write_text(text, encoding="utf-8")
         for path in folder.iterdir():
             path.chmod(0o644)  # safetensors are written for their owner alone
         write_manifest(

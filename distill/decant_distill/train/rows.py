@@ -22,6 +22,7 @@ class Lesson:
     line: int
     prompt: tuple[Message, ...]
     completion: str
+    group: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,7 +70,10 @@ def _lesson(row: Row, task: TaskConfig, placement: Placement, *, gold: bool) -> 
     if placement != "answer_only" and not parsed.reasoning:
         return "no reasoning"
     completion = compose(parsed.reasoning, parsed.answer, marker=marker, placement=placement)
-    return Lesson(line=row.line, prompt=prompt, completion=completion)
+    group = row.fields.get("group")
+    return Lesson(
+        line=row.line, prompt=prompt, completion=completion, group=None if group is None else str(group)
+    )
 
 
 def _parsed(fields: Mapping[str, Any], marker: str) -> Parsed:

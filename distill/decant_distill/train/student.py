@@ -3,12 +3,14 @@
 import importlib.util
 import json
 import logging
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 from decant.errors import ArtifactError, MissingExtraError, TrainingError
 from decant_distill.train.config import ALL_LINEAR, TrainConfig
+from decant_distill.train.ranks import Ranks
 
 Dtype = Literal["bfloat16", "float16", "float32"]
 
@@ -28,10 +30,10 @@ def require_training_stack(*, quantized: bool) -> None:
 
 
 def device_name() -> str:
-    """Where models go: the first GPU if there is one."""
+    """Where models go: this process's GPU if there is one."""
     import torch
 
-    return "cuda:0" if torch.cuda.is_available() else "cpu"
+    return f"cuda:{os.environ.get('LOCAL_RANK', '0')}" if torch.cuda.is_available() else "cpu"
 
 
 def load_tokenizer(folder: Path) -> Any:
@@ -65,6 +67,7 @@ def load_base(folder: Path, *, dtype: Dtype, nf4: bool) -> Any:
     from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
     _require_folder(folder)
+    sharded = Ranks.from_environment().sharded
     torch_dtype = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}[dtype]
     loader: Any = AutoModelForCausalLM
     quantization = BitsAndBytesConfig(
@@ -72,12 +75,14 @@ def load_base(folder: Path, *, dtype: Dtype, nf4: bool) -> Any:
         bnb_4bit_quant_type="nf4",
         bnb_4bit_use_double_quant=True,
         bnb_4bit_compute_dtype=torch_dtype,
+        # FSDP spreads weights of floating types only.
+        bnb_4bit_quant_storage=torch_dtype if sharded else torch.uint8,
     )
     try:
         model = loader.from_pretrained(
             str(folder.absolute()),
             dtype=torch_dtype,
-            device_map={"": device_name()},
+            device_map=None if sharded else {"": device_name()},
             quantization_config=quantization if nf4 else None,
             local_files_only=True,
         )
@@ -111,7 +116,7 @@ def build_student(config: TrainConfig) -> Any:
         # Weights stay float32: at small learning rates bf16 would round most updates away.
         return load_base(config.base, dtype="float32", nf4=False)
     model = load_base(config.base, dtype=config.compute_dtype, nf4=config.method == "qlora")
-    return _with_adapters(model, config)
+    return with_adapters(model, config)
 
 
 def tidy_generation(model: Any, tokenizer: Any) -> None:
@@ -128,7 +133,8 @@ def tidy_generation(model: Any, tokenizer: Any) -> None:
     )
 
 
-def _with_adapters(model: Any, config: TrainConfig) -> Any:
+def with_adapters(model: Any, config: TrainConfig) -> Any:
+    """The model with fresh adapters on the layers that the config names."""
     from peft import LoraConfig, get_peft_model
 
     all_linear = config.targets == (ALL_LINEAR,)

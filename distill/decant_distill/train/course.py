@@ -1,0 +1,92 @@
+"""What is settled before the first step: which rows are learned from, which are held out, in what batches."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from decant.errors import TrainingError
+from decant_distill.train.batches import BatchPlan, Ramp, plan_batches
+from decant_distill.train.config import TrainConfig
+from decant_distill.train.dev import DevSet, hold_out
+from decant_distill.train.encode import Example, encode
+from decant_distill.train.rows import Lesson, Lessons, read_lessons
+from decant_distill.train.student import context_length
+
+
+@dataclass(frozen=True, slots=True)
+class Course:
+    """Lessons and their examples, in one order; what was dropped; rows to judge by, if any are held out."""
+
+    lessons: Sequence[Lesson]
+    examples: Sequence[Example]
+    context: int
+    dropped: Mapping[str, int]
+    dev: DevSet | None
+    dev_rows: int
+    config: TrainConfig
+
+    def plan(self, spares: int = 0) -> BatchPlan:
+        """The run's batches, and so many more behind them."""
+        config = self.config
+        lengths = [len(example.ids) for example in self.examples]
+        budget = config.token_budget or round(config.epochs * sum(lengths))
+        return plan_batches(
+            lengths,
+            token_budget=budget,
+            batch_tokens=config.batch_tokens,
+            seed=config.seed,
+            bucketing=config.length_bucketing,
+            ramp=Ramp(config.batch_ramp, round(config.batch_ramp_share * budget)),
+            spares=spares,
+        )
+
+
+def plan_course(config: TrainConfig, tokenizer: Any) -> Course:
+    """Reads, renders and checks all rows; TrainingError when they cannot be learned from."""
+    context = context_length(config.base, tokenizer)
+    lessons, examples, dropped = _readable(config.data, config, tokenizer, context)
+    dev: DevSet | None = None
+    held: frozenset[int] = frozenset()
+    if config.dev_data is not None:
+        apart = _readable(config.dev_data, config, tokenizer, context)
+        dev = DevSet.of(apart[0], apart[1], config, tokenizer)
+    elif config.dev_share:
+        held = hold_out(lessons, share=config.dev_share, by=config.dev_by, seed=config.seed)
+        if not held or len(held) == len(lessons):
+            raise TrainingError(
+                f"{config.data}: dev_share {config.dev_share:g} by {config.dev_by} holds out {len(held)} of"
+                f" {len(lessons)} rows; choose another share, or name a file with dev_data"
+            )
+        chosen = sorted(held)
+        dev = DevSet.of([lessons[i] for i in chosen], [examples[i] for i in chosen], config, tokenizer)
+    kept = [i for i in range(len(lessons)) if i not in held]
+    return Course(
+        lessons=[lessons[i] for i in kept],
+        examples=[examples[i] for i in kept],
+        context=context,
+        dropped=dropped,
+        dev=dev,
+        dev_rows=sum(len(batch) for batch in dev.batches) if dev else 0,
+        config=config,
+    )
+
+
+def _readable(
+    path: Path, config: TrainConfig, tokenizer: Any, context: int
+) -> tuple[list[Lesson], list[Example], dict[str, int]]:
+    """The lessons of a file that fit the context, their examples, and how many were dropped for what."""
+    found: Lessons = read_lessons(
+        path, task=config.task, placement=config.placement, gold=config.learn_from == "gold"
+    )
+    examples = encode(tokenizer, found.kept, base=str(config.base))
+    longest = min(config.max_length or context, context)
+    short = [i for i, example in enumerate(examples) if len(example.ids) <= longest]
+    overlong = len(examples) - len(short)
+    if not short or overlong > config.max_overlong_share * len(examples):
+        raise TrainingError(
+            f"{path}: {overlong} of {len(examples)} rows are longer than {longest} tokens, more than"
+            f" max_overlong_share allows ({config.max_overlong_share:g}); raise max_length or shorten rows"
+        )
+    dropped = {**found.dropped, **({f"more than {longest} tokens": overlong} if overlong else {})}
+    return [found.kept[i] for i in short], [examples[i] for i in short], dropped
