@@ -21,6 +21,7 @@ VERBS: dict[str, tuple[str, str]] = {
     "serve": ("decant_serve.serve", "serve a model behind an OpenAI-compatible endpoint"),
     "label": ("decant_distill.label", "label a dataset with a teacher, with its reasoning"),
     "curate": ("decant_distill.curate", "turn labels into a training set"),
+    "logits": ("decant_distill.train.logits", "score labels token by token with a teacher, for train"),
     "train": ("decant_distill.train.command", "teach a student with QLoRA"),
     "merge": ("decant_distill.merge", "merge an adapter into its base"),
     "quantize": ("decant_quant.quantize", "make a checkpoint smaller"),

@@ -14,16 +14,21 @@ from decant_distill.train.config import TrainConfig
 from decant_distill.train.encode import Example, encode
 from decant_distill.train.failures import explained
 from decant_distill.train.loop import fit
+from decant_distill.train.lr_sweep import settle_learning_rate
+from decant_distill.train.objective import objective_of
 from decant_distill.train.observe import record_golden
 from decant_distill.train.publish import publish_student
 from decant_distill.train.rows import Lesson, read_lessons
 from decant_distill.train.student import (
     build_student,
+    check_vocabulary,
     context_length,
     device_name,
+    is_encoder_decoder,
     load_tokenizer,
     require_training_stack,
 )
+from decant_distill.train.teacher_scores import TEACHER_FILE, open_scores
 
 CONFIG = TrainConfig
 
@@ -52,17 +57,28 @@ def run(config: TrainConfig) -> None:
     course = _prepare(config, tokenizer)
     base_sha256 = sha256_path(config.base)
     checkpoints = Checkpoints.beside(config.output)
-    checkpoints.claim({**config.identity(), "base": base_sha256, "data": sha256_file(config.data)})
+    checkpoints.claim(_identity(config, base_sha256))
+    objective = objective_of(config)
     with explained(config.output.absolute().parent):
+        config, sweep = settle_learning_rate(
+            config, course.examples, objective, steps=len(course.plan.batches), folder=checkpoints.folder
+        )
         model = build_student(config)
-        outcome = fit(model, course.examples, course.plan, config=config, checkpoints=checkpoints)
+        outcome = fit(
+            model,
+            course.examples,
+            course.plan,
+            config=config,
+            checkpoints=checkpoints,
+            objective=objective,
+        )
         publish_student(
             model,
             tokenizer,
             config=config,
             base_sha256=base_sha256,
             golden=_golden(model, tokenizer, course, config),
-            training=_training(model, course, outcome),
+            training={**_training(model, course, outcome), **sweep},
         )
     checkpoints.remove()
     print(_summary(course, outcome, config.output))
@@ -70,9 +86,13 @@ def run(config: TrainConfig) -> None:
 
 def _prepare(config: TrainConfig, tokenizer: Any) -> _Course:
     lessons = read_lessons(
-        config.data, task=config.task, placement=config.placement, gold=config.learn_from == "gold"
+        config.data,
+        task=config.task,
+        placement=config.placement,
+        gold=config.learn_from == "gold",
+        weighing=config.weighing,
     )
-    examples = encode(tokenizer, lessons.kept, base=str(config.base))
+    examples = _examples(config, tokenizer, lessons.kept)
     context = context_length(config.base, tokenizer)
     longest = min(config.max_length or context, context)
     short = [i for i, example in enumerate(examples) if len(example.ids) <= longest]
@@ -98,6 +118,34 @@ def _prepare(config: TrainConfig, tokenizer: Any) -> _Course:
         context=context,
         dropped=dropped,
     )
+
+
+def _examples(config: TrainConfig, tokenizer: Any, lessons: Sequence[Lesson]) -> list[Example]:
+    """Every lesson's tokens with their weights, and the teacher's scores where there are some."""
+    examples = encode(
+        tokenizer,
+        lessons,
+        base=str(config.base),
+        answer_weight=config.answer_weight,
+        two_sides=is_encoder_decoder(config.base),
+    )
+    check_vocabulary(config.base, most=max(int(example.ids.max()) for example in examples))
+    if config.teacher_scores is None:
+        return examples
+    scores = open_scores(config.teacher_scores)
+    if scores.info.kind == "sampled" and config.teacher_temperature != 1:
+        raise TrainingError(
+            f"{config.teacher_scores}: samples say nothing about another temperature;"
+            " leave teacher_temperature at 1, or store top-k scores"
+        )
+    return scores.attach(examples, lessons, tokenizer=tokenizer, data=config.data)
+
+
+def _identity(config: TrainConfig, base_sha256: str) -> dict[str, Any]:
+    """What decides the run: a checkpoint of another one is not gone on with."""
+    scores = config.teacher_scores
+    taught = {} if scores is None else {"teacher_scores": sha256_file(scores / TEACHER_FILE)}
+    return {**config.identity(), "base": base_sha256, "data": sha256_file(config.data), **taught}
 
 
 def _golden(model: Any, tokenizer: Any, course: _Course, config: TrainConfig) -> GoldenSet:

@@ -12,7 +12,8 @@ from decant_distill.train.batches import BatchPlan
 from decant_distill.train.checkpoints import FRESH, Checkpoints, RunProgress
 from decant_distill.train.config import TrainConfig
 from decant_distill.train.encode import Example
-from decant_distill.train.objective import BatchDataset, completion_loss
+from decant_distill.train.objective import BatchDataset, Objective
+from decant_distill.train.student import build_optimizer
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -29,12 +30,13 @@ class _Watch:
     checkpoints: Checkpoints
     earlier: RunProgress
     losses: list[float]
+    objective: Objective
     started_s: float = field(default_factory=time.monotonic)
 
-    def loss(self, outputs: Any, labels: "Tensor", num_items_in_batch: Any = None) -> "Tensor":
+    def loss(self, outputs: Any, labels: Any, num_items_in_batch: Any = None) -> "Tensor":
         """What the Trainer minimises; TrainingError before a loss that is not finite reaches a weight."""
         del num_items_in_batch  # a step is one batch, so its own mean is the mean
-        loss = completion_loss(outputs.logits, labels)
+        loss = self.objective.loss(outputs.logits, labels)
         value = loss.item()
         if not math.isfinite(value):
             raise TrainingError(
@@ -69,6 +71,7 @@ def fit(
     *,
     config: TrainConfig,
     checkpoints: Checkpoints,
+    objective: Objective | None = None,
 ) -> RunProgress:
     """Trains `model` in place along the plan, from the newest whole checkpoint if there is one."""
     from transformers import Trainer
@@ -78,8 +81,9 @@ def fit(
     earlier = FRESH if found is None else found[1].model_copy(update={"resumed": found[1].resumed + 1})
     done_tokens = plan.tokens_before(earlier.step)
     with Progress(plan.total_tokens, unit="tokens", label="train", start=done_tokens) as progress:
-        watch = _Watch(plan, progress, checkpoints, earlier, losses=list(earlier.losses))
-        dataset: Any = BatchDataset(examples, plan)
+        objective = objective or Objective()
+        watch = _Watch(plan, progress, checkpoints, earlier, list(earlier.losses), objective)
+        dataset: Any = BatchDataset(examples, plan, objective)
         trainer: Any = Trainer(
             model=model,
             args=_arguments(config, steps=len(plan.batches), checkpoints=checkpoints),
@@ -87,6 +91,7 @@ def fit(
             data_collator=_only_item,
             callbacks=[_callback(watch)],
             compute_loss_func=watch.loss,
+            optimizers=(build_optimizer(model, config), None),
         )
         trainer.remove_callback(PrinterCallback)
         trainer.train(resume_from_checkpoint=str(found[0]) if found else None)
@@ -118,6 +123,7 @@ def _arguments(config: TrainConfig, *, steps: int, checkpoints: Checkpoints) -> 
         train_sampling_strategy="sequential",
         learning_rate=config.learning_rate,
         lr_scheduler_type="cosine",
+        optim="paged_adamw_32bit" if config.optimizer == "paged_adamw" else "adamw_torch_fused",
         warmup_steps=round(config.warmup_ratio * steps),
         weight_decay=config.weight_decay,
         max_grad_norm=config.max_grad_norm,
