@@ -57,7 +57,7 @@ def save_adapter(model: Any, folder: Path, *, config: TrainConfig) -> None:
     """Writes the adapter as one for the base as it lies on the disk: PiSSA's becomes a plain LoRA."""
     started = {}
     if config.adapter == "pissa":
-        # It learns over a base that lost the adapter's first value; the difference to that value is what counts.
+        # It learns over a base that lost the adapter's first value: the difference is what counts.
         started = {"path_initial_model_for_weight_conversion": str(pissa_start(config))}
     model.save_pretrained(str(folder), save_embedding_layers=False, **started)
 
