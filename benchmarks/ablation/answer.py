@@ -4,7 +4,9 @@ Many prompts at once: this scores training, not serving, and measures no latency
 """
 
 import argparse
+import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -31,17 +33,27 @@ def main(arguments: Sequence[str] | None = None) -> None:
     task = TaskConfig(max_tokens=given.max_tokens)
     rows = [row.fields for row in read_good_rows(given.data, required=("id", "prompt", "gold", "length"))]
     responses = respond(
-        given.model, [task.messages(row) for row in rows], task.max_tokens, batch_rows=given.batch_rows
+        given.model, [task.messages(row) for row in rows], task=task, batch_rows=given.batch_rows
     )
     predictions = (
-        _prediction(row, text, task.answer_marker) for row, text in zip(rows, responses, strict=True)
+        _prediction(row, said, task.answer_marker) for row, said in zip(rows, responses, strict=True)
     )
     write_jsonl(given.output, predictions)
 
 
+@dataclass(frozen=True, slots=True)
+class Response:
+    """What a model says greedily, and how sure it is of the answer: the probability of the answer's tokens after
+    its own reasoning, 0 where it gives no answer.
+    """
+
+    text: str
+    confidence: float
+
+
 def respond(
-    folder: Path, conversations: Sequence[list[dict[str, str]]], max_tokens: int, *, batch_rows: int
-) -> list[str]:
+    folder: Path, conversations: Sequence[list[dict[str, str]]], *, task: TaskConfig, batch_rows: int
+) -> list[Response]:
     """The model's greedy responses, in the order of the conversations, in float32."""
     from transformers import AutoModelForCausalLM, AutoTokenizer
     from transformers.utils.logging import disable_progress_bar
@@ -56,38 +68,54 @@ def respond(
         for messages in conversations
     ]
     by_length = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
-    responses = [""] * len(prompts)
+    responses: dict[int, Response] = {}
     for start in range(0, len(by_length), batch_rows):
         chosen = by_length[start : start + batch_rows]
-        texts = _generate(model, tokenizer, [prompts[i] for i in chosen], max_tokens)
-        for i, text in zip(chosen, texts, strict=True):
-            responses[i] = text
-    return responses
+        said = _generate(model, tokenizer, [prompts[i] for i in chosen], task)
+        responses.update(zip(chosen, said, strict=True))
+    return [responses[i] for i in range(len(prompts))]
 
 
-def _generate(model: Any, tokenizer: Any, prompts: list[str], max_tokens: int) -> list[str]:
+def _generate(model: Any, tokenizer: Any, prompts: list[str], task: TaskConfig) -> list[Response]:
     import torch
 
     given = tokenizer(prompts, padding=True, add_special_tokens=False, return_tensors="pt")
     with torch.inference_mode():
-        ids = model.generate(
+        said = model.generate(
             input_ids=given["input_ids"],
             attention_mask=given["attention_mask"],
-            max_new_tokens=max_tokens,
+            max_new_tokens=task.max_tokens,
             do_sample=False,
             pad_token_id=tokenizer.eos_token_id,
+            return_dict_in_generate=True,
+            output_logits=True,
         )
-    return tokenizer.batch_decode(ids[:, given["input_ids"].shape[1] :], skip_special_tokens=True)
+    ids_BT = said.sequences[:, given["input_ids"].shape[1] :]
+    logprobs_BT = torch.stack(said.logits, dim=1).log_softmax(-1).gather(2, ids_BT[..., None])[..., 0]
+    return [
+        _response(tokenizer, ids.tolist(), logprobs.tolist(), task.answer_marker)
+        for ids, logprobs in zip(ids_BT, logprobs_BT, strict=True)
+    ]
 
 
-def _prediction(row: dict[str, Any], response: str, marker: str) -> dict[str, Any]:
-    answer = parse_response(response, marker=marker).answer
+def _response(tokenizer: Any, ids: list[int], logprobs: list[float], marker: str) -> Response:
+    end = ids.index(tokenizer.eos_token_id) if tokenizer.eos_token_id in ids else len(ids)
+    text = tokenizer.decode(ids[:end], skip_special_tokens=True)
+    starts = (i for i in range(end - 1, -1, -1) if marker in tokenizer.decode(ids[i:end]))
+    start = next(starts, None)
+    confidence = 0.0 if start is None else math.exp(sum(logprobs[start:end]))
+    return Response(text=text, confidence=min(confidence, 1.0))
+
+
+def _prediction(row: dict[str, Any], said: Response, marker: str) -> dict[str, Any]:
+    answer = parse_response(said.text, marker=marker).answer
     return {
         "id": row["id"],
         "length": row["length"],
         "gold": row["gold"],
         "answer": answer,
-        "response": response,
+        "response": said.text,
+        "confidence": said.confidence,
         "correct": answer is not None and same_answer(answer, str(row["gold"])),
     }
 

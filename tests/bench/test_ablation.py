@@ -6,6 +6,7 @@ from xml.etree import ElementTree as ET
 
 import pytest
 
+from ablation.calibration import calibration
 from ablation.cells import Cell, cells_of
 from ablation.report import write_report
 from ablation.stages import Workshop
@@ -57,3 +58,28 @@ def test_an_early_stop_leaves_whole_comparisons() -> None:
     cells = cells_of("filters", worlds=["counter", "swap"], seeds=[0, 1])
     assert {cell.seed for cell in cells[:6]} == {0}
     assert {(cell.world, cell.arm.name) for cell in cells[:6]} == {(c.world, c.arm.name) for c in cells[6:]}
+
+
+def test_a_student_that_is_right_as_often_as_it_says_is_calibrated() -> None:
+    found = calibration([0.75, 0.75, 0.75, 0.75, 0.0], [1, 1, 1, 0, 0])
+    assert (found.ece, found.brier) == (0.0, pytest.approx((3 * 0.0625 + 0.5625) / 5))
+
+
+def test_a_student_that_is_always_sure_and_half_right_is_half_off() -> None:
+    found = calibration([1.0] * 4, [1, 0, 1, 0])
+    assert (found.ece, found.brier) == (0.5, 0.5)
+    assert found.log_loss > 5
+
+
+def test_scores_are_compared_by_accuracy_and_calibration(workshop: Workshop, tmp_path: Path) -> None:
+    cells = cells_of("scores", worlds=["counter"], seeds=[0])
+    for cell, confidence in zip(cells, (0.9, 0.75, 0.75), strict=True):
+        RIGHT[cell.arm.name] = "1110"
+        write_cell(workshop, cell)
+        file = workshop.folder / "cells" / cell.name / "predictions.jsonl"
+        rows = [json.loads(line) | {"confidence": confidence} for line in file.read_text().splitlines()]
+        file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    text = write_report(workshop, "scores", cells, folder=tmp_path / "results").read_text()
+    assert "| counter | cross_entropy | 0.1500 |" in text
+    assert "| counter | topk | 0.0000 |" in text
+    assert len({cell.name for cell in cells}) == 3

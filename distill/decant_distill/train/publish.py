@@ -1,6 +1,7 @@
 """The trained student as an artifact: weights, tokenizer, chat template, manifest with golden prompts."""
 
 import os
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -55,11 +56,18 @@ def publish_student(
 
 def save_adapter(model: Any, folder: Path, *, config: TrainConfig) -> None:
     """Writes the adapter as one for the base as it lies on the disk: PiSSA's becomes a plain LoRA."""
-    started = {}
-    if config.adapter == "pissa":
-        # It learns over a base that lost the adapter's first value: the difference is what counts.
-        started = {"path_initial_model_for_weight_conversion": str(pissa_start(config))}
-    model.save_pretrained(str(folder), save_embedding_layers=False, **started)
+    if config.adapter != "pissa":
+        model.save_pretrained(str(folder), save_embedding_layers=False)
+        return
+    # It learns over a base that lost the adapter's first value: the difference to that is what counts. PEFT
+    # loads the first value as a second adapter to take it, and then warns of what it does itself.
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="PiSSA changes the base weights")
+        model.save_pretrained(
+            str(folder),
+            save_embedding_layers=False,
+            path_initial_model_for_weight_conversion=str(pissa_start(config)),
+        )
 
 
 def _base_measurements(config: TrainConfig) -> dict[str, Any]:

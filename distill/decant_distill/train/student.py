@@ -72,6 +72,14 @@ def decoder_start(folder: Path) -> int | None:
     return start
 
 
+def check_dtype(folder: Path, dtype: Dtype) -> None:
+    """ArtifactError for an encoder-decoder in float16: T5's activations leave its range, and all is NaN."""
+    if dtype == "float16" and is_encoder_decoder(folder):
+        raise ArtifactError(
+            f"{folder}: is an encoder-decoder, which float16 overflows; use bfloat16 or float32"
+        )
+
+
 def check_vocabulary(folder: Path, *, most: int) -> None:
     """TrainingError when the tokenizer writes ids that the model has no row for: any step would then fail."""
     described = _described(folder)
@@ -94,19 +102,14 @@ def context_length(folder: Path, tokenizer: Any) -> int:
 def load_base(folder: Path, *, dtype: Dtype, nf4: bool) -> Any:
     """The folder's language model in `dtype`, its linear layers in double-quantized NF4 if asked for.
 
-    QLoRA (arXiv 2305.14314) section 3; products of NF4 layers are computed in `dtype`. ArtifactError for an
-    encoder-decoder in float16: T5's activations leave its range, and every loss is then NaN.
+    QLoRA (arXiv 2305.14314) section 3; products of NF4 layers are computed in `dtype`.
     """
     import torch
     from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM, BitsAndBytesConfig
 
-    two_sides = is_encoder_decoder(folder)
-    if two_sides and dtype == "float16":
-        raise ArtifactError(
-            f"{folder}: is an encoder-decoder, which float16 overflows; use bfloat16 or float32"
-        )
+    check_dtype(folder, dtype)
     torch_dtype = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}[dtype]
-    loader: Any = AutoModelForSeq2SeqLM if two_sides else AutoModelForCausalLM
+    loader: Any = AutoModelForSeq2SeqLM if is_encoder_decoder(folder) else AutoModelForCausalLM
     quantization = BitsAndBytesConfig(
         load_in_4bit=True,
         bnb_4bit_quant_type="nf4",
