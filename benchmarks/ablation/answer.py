@@ -43,8 +43,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 @dataclass(frozen=True, slots=True)
 class Response:
-    """What a model says greedily, and how sure it is of the answer: the probability of the answer's tokens after
-    its own reasoning, 0 where it gives no answer.
+    """What a model says greedily, and how sure it is of the answer: the probability of the answer's tokens
+    after its own reasoning, 0 where it gives no answer.
     """
 
     text: str

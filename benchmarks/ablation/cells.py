@@ -11,7 +11,7 @@ Experiment = Literal["placements", "filters", "scores"]
 
 @dataclass(frozen=True, slots=True)
 class Arm:
-    """One way to teach: `rows` names the folder of curated rows, `scores` that of a teacher's scores of them."""
+    """One way to teach: `rows` names the folder of curated rows, `scores` that of a teacher's scores."""
 
     name: str
     rows: str

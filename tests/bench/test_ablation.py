@@ -14,10 +14,13 @@ from ablation.stages import Workshop
 RIGHT = {"answer_only": "1000", "rationale_then_answer": "1110", "answer_then_rationale": "1000"}
 
 
-def write_cell(workshop: Workshop, cell: Cell) -> None:
+def write_cell(workshop: Workshop, cell: Cell, *, outcomes: str, confidence: float = 0.5) -> None:
     folder = workshop.folder / "cells" / cell.name
     folder.mkdir(parents=True)
-    rows = [{"correct": right == "1", "length": 2 + i % 2} for i, right in enumerate(RIGHT[cell.arm.name])]
+    rows = [
+        {"correct": right == "1", "length": 2 + i % 2, "confidence": confidence}
+        for i, right in enumerate(outcomes)
+    ]
     (folder / "predictions.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     training = {"tokens": 10, "steps": 1, "wall_s": 1.0, "rows": {}, "loss_curve": []}
     (folder / "cell.json").write_text(json.dumps({"training": training}))
@@ -38,7 +41,7 @@ def workshop(tmp_path: Path) -> Workshop:
 def test_arms_are_compared_with_the_first_over_the_same_problems(workshop: Workshop, tmp_path: Path) -> None:
     cells = cells_of("placements", worlds=["counter"], seeds=[0, 1])
     for cell in cells:
-        write_cell(workshop, cell)
+        write_cell(workshop, cell, outcomes=RIGHT[cell.arm.name])
     text = write_report(workshop, "placements", cells, folder=tmp_path / "results").read_text()
     document = json.loads((tmp_path / "results" / "ablation-placements.json").read_text())
     found = {difference["arm"]: difference for difference in document["differences"]}
@@ -74,11 +77,7 @@ def test_a_student_that_is_always_sure_and_half_right_is_half_off() -> None:
 def test_scores_are_compared_by_accuracy_and_calibration(workshop: Workshop, tmp_path: Path) -> None:
     cells = cells_of("scores", worlds=["counter"], seeds=[0])
     for cell, confidence in zip(cells, (0.9, 0.75, 0.75), strict=True):
-        RIGHT[cell.arm.name] = "1110"
-        write_cell(workshop, cell)
-        file = workshop.folder / "cells" / cell.name / "predictions.jsonl"
-        rows = [json.loads(line) | {"confidence": confidence} for line in file.read_text().splitlines()]
-        file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+        write_cell(workshop, cell, outcomes="1110", confidence=confidence)
     text = write_report(workshop, "scores", cells, folder=tmp_path / "results").read_text()
     assert "| counter | cross_entropy | 0.1500 |" in text
     assert "| counter | topk | 0.0000 |" in text
