@@ -23,6 +23,7 @@ VERBS: dict[str, tuple[str, str]] = {
     "curate": ("decant_distill.curate", "turn labels into a training set"),
     "logits": ("decant_distill.train.logits", "score labels token by token with a teacher, for train"),
     "train": ("decant_distill.train.command", "teach a student with QLoRA"),
+    "ablate": ("decant_distill.train.ablate", "say where the rationale should stand, on your own rows"),
     "merge": ("decant_distill.merge", "merge an adapter into its base"),
     "quantize": ("decant_quant.quantize", "make a checkpoint smaller"),
     "eval": ("decant_bench.evaluate", "replay a dataset against an endpoint: answers and timings"),

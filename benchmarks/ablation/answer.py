@@ -91,10 +91,13 @@ def _generate(model: Any, tokenizer: Any, prompts: list[str], task: TaskConfig) 
             output_logits=True,
         )
     ids_BT = said.sequences[:, given["input_ids"].shape[1] :]
-    logprobs_BT = torch.stack(said.logits, dim=1).log_softmax(-1).gather(2, ids_BT[..., None])[..., 0]
+    logits_BTV: Any = torch.stack(said.logits, dim=1)
+    logprobs_BT = logits_BTV.log_softmax(-1).gather(2, ids_BT[..., None])[..., 0]
+    ids: list[list[int]] = ids_BT.tolist()
+    logprobs: list[list[float]] = logprobs_BT.tolist()
     return [
-        _response(tokenizer, ids.tolist(), logprobs.tolist(), task.answer_marker)
-        for ids, logprobs in zip(ids_BT, logprobs_BT, strict=True)
+        _response(tokenizer, row, scores, task.answer_marker)
+        for row, scores in zip(ids, logprobs, strict=True)
     ]
 
 

@@ -25,6 +25,7 @@ from decant_distill.train.failures import explained
 from decant_distill.train.observe import as_observation, record_golden
 from decant_distill.train.student import (
     check_dtype,
+    load_adapter,
     load_base,
     load_tokenizer,
     nf4_layers,
@@ -150,12 +151,8 @@ def _only_best_in_memory(tried: Sequence[_Merged]) -> list[_Merged]:
 
 def _score_adapter(rows: DevRows, base: Path, *, config: MergeConfig, manifest: Manifest) -> DevScore:
     """The adapter as it was trained: over the base in the numbers that it learned over."""
-    from peft import PeftModel
-
-    model = load_base(base, dtype=manifest.recipe["compute_dtype"], nf4=manifest.method == "qlora")
-    loader: Any = PeftModel
-    student = loader.from_pretrained(model, str(config.adapter.absolute()))
-    return _score(student, rows)
+    dtype = manifest.recipe["compute_dtype"]
+    return _score(load_adapter(config.adapter, base, dtype=dtype, nf4=manifest.method == "qlora"), rows)
 
 
 def _score(model: Any, rows: DevRows) -> DevScore:

@@ -31,7 +31,8 @@ ROW = {"prompt": "It shows 7. What now?", "reasoning": "Start 7.", "answer": "7"
 
 def lessons(path: Path, *rows: Any, **options: Any) -> tuple[Lesson, ...]:
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return read_lessons(path, task=TaskConfig(), **{"placement": "multitask", **options}).kept
+    settings: dict[str, Any] = {"placement": "multitask", **options}
+    return read_lessons(path, task=TaskConfig(), **settings).kept
 
 
 def test_multitask_teaches_answer_and_rationale_as_two_tasks(tmp_path: Path) -> None:

@@ -133,6 +133,14 @@ def load_base(folder: Path, *, dtype: Dtype, nf4: bool) -> Any:
     return model
 
 
+def load_adapter(folder: Path, base: Path, *, dtype: Dtype, nf4: bool) -> Any:
+    """A trained adapter over its base, in the numbers that it was trained over."""
+    from peft import PeftModel
+
+    loader: Any = PeftModel
+    return loader.from_pretrained(load_base(base, dtype=dtype, nf4=nf4), str(folder.absolute()))
+
+
 def nf4_layers(model: Any) -> dict[str, Any]:
     """The quantized linear layers of a model by name."""
     if importlib.util.find_spec("bitsandbytes") is None:
