@@ -33,7 +33,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     task = TaskConfig(max_tokens=given.max_tokens)
     rows = [row.fields for row in read_good_rows(given.data, required=("id", "prompt", "gold", "length"))]
     responses = respond(
-        given.model, [task.messages(row) for row in rows], task=task, batch_rows=given.batch_rows
+        given.model, [task.messages(row) for row in rows], task.max_tokens, batch_rows=given.batch_rows
     )
     predictions = (
         _prediction(row, said, task.answer_marker) for row, said in zip(rows, responses, strict=True)
@@ -43,8 +43,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 @dataclass(frozen=True, slots=True)
 class Response:
-    """What a model says greedily, and how sure it is of the answer: the probability of the answer's tokens
-    after its own reasoning, 0 where it gives no answer.
+    """What a model says greedily, and how sure it is of that: the probability of every token of it.
+
+    The answer alone would say little: after its own reasoning a model is nearly always sure of it.
     """
 
     text: str
@@ -52,7 +53,7 @@ class Response:
 
 
 def respond(
-    folder: Path, conversations: Sequence[list[dict[str, str]]], *, task: TaskConfig, batch_rows: int
+    folder: Path, conversations: Sequence[list[dict[str, str]]], max_tokens: int, *, batch_rows: int
 ) -> list[Response]:
     """The model's greedy responses, in the order of the conversations, in float32."""
     from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -71,12 +72,12 @@ def respond(
     responses: dict[int, Response] = {}
     for start in range(0, len(by_length), batch_rows):
         chosen = by_length[start : start + batch_rows]
-        said = _generate(model, tokenizer, [prompts[i] for i in chosen], task)
+        said = _generate(model, tokenizer, [prompts[i] for i in chosen], max_tokens)
         responses.update(zip(chosen, said, strict=True))
     return [responses[i] for i in range(len(prompts))]
 
 
-def _generate(model: Any, tokenizer: Any, prompts: list[str], task: TaskConfig) -> list[Response]:
+def _generate(model: Any, tokenizer: Any, prompts: list[str], max_tokens: int) -> list[Response]:
     import torch
 
     given = tokenizer(prompts, padding=True, add_special_tokens=False, return_tensors="pt")
@@ -84,7 +85,7 @@ def _generate(model: Any, tokenizer: Any, prompts: list[str], task: TaskConfig) 
         said = model.generate(
             input_ids=given["input_ids"],
             attention_mask=given["attention_mask"],
-            max_new_tokens=task.max_tokens,
+            max_new_tokens=max_tokens,
             do_sample=False,
             pad_token_id=tokenizer.eos_token_id,
             return_dict_in_generate=True,
@@ -95,19 +96,13 @@ def _generate(model: Any, tokenizer: Any, prompts: list[str], task: TaskConfig) 
     logprobs_BT = logits_BTV.log_softmax(-1).gather(2, ids_BT[..., None])[..., 0]
     ids: list[list[int]] = ids_BT.tolist()
     logprobs: list[list[float]] = logprobs_BT.tolist()
-    return [
-        _response(tokenizer, row, scores, task.answer_marker)
-        for row, scores in zip(ids, logprobs, strict=True)
-    ]
+    return [_response(tokenizer, row, scores) for row, scores in zip(ids, logprobs, strict=True)]
 
 
-def _response(tokenizer: Any, ids: list[int], logprobs: list[float], marker: str) -> Response:
-    end = ids.index(tokenizer.eos_token_id) if tokenizer.eos_token_id in ids else len(ids)
+def _response(tokenizer: Any, ids: list[int], logprobs: list[float]) -> Response:
+    end = ids.index(tokenizer.eos_token_id) + 1 if tokenizer.eos_token_id in ids else len(ids)
     text = tokenizer.decode(ids[:end], skip_special_tokens=True)
-    starts = (i for i in range(end - 1, -1, -1) if marker in tokenizer.decode(ids[i:end]))
-    start = next(starts, None)
-    confidence = 0.0 if start is None else math.exp(sum(logprobs[start:end]))
-    return Response(text=text, confidence=min(confidence, 1.0))
+    return Response(text=text, confidence=math.exp(min(0.0, sum(logprobs[:end]))))
 
 
 def _prediction(row: dict[str, Any], said: Response, marker: str) -> dict[str, Any]:

@@ -31,9 +31,9 @@ ARMS: dict[Experiment, tuple[Arm, ...]] = {
         Arm("verified", "verified", "rationale_then_answer"),
     ),
     "scores": (
-        Arm("cross_entropy", "verified", "rationale_then_answer"),
-        Arm("topk", "verified", "rationale_then_answer", scores="topk"),
-        Arm("sampled", "verified", "rationale_then_answer", scores="sampled"),
+        Arm("cross_entropy", "unfiltered", "rationale_then_answer"),
+        Arm("topk", "unfiltered", "rationale_then_answer", scores="topk"),
+        Arm("sampled", "unfiltered", "rationale_then_answer", scores="sampled"),
     ),
 }
 """The first arm of each experiment is the one that the others are compared with."""

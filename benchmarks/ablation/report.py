@@ -163,14 +163,8 @@ def _markdown(outcomes: Sequence[Outcome], experiment: Experiment, document: dic
             ],
         ),
     ]
-    if experiment == "scores" and all(outcome.confidences for outcome in outcomes):
-        parts += [
-            "## Calibration of the answers (mean of the seeds; lower is better)",
-            _table(
-                ["world", "arm", "ECE", "Brier score", "log loss", "Brier score against the first"],
-                [_calibration_row(outcomes, world, arm) for world, arm in _rows(outcomes)],
-            ),
-        ]
+    if experiment == "scores":
+        parts += _calibration_table(outcomes)
     for world in _distinct(outcomes, lambda outcome: outcome.cell.world):
         parts += [
             f"## {world}: accuracy by length (all seeds' answers together)",
@@ -201,6 +195,16 @@ def _accuracy_row(arm: Sequence[Outcome]) -> list[str]:
         str(one.curation["rows_out"]),
         str(one.curation["prompts_in"]),
         f"{100 * right / known:.1f} %" if known else "unknown",
+    ]
+
+
+def _calibration_table(outcomes: Sequence[Outcome]) -> list[str]:
+    return [
+        "## Calibration of whole responses (mean of the seeds; lower is better)",
+        _table(
+            ["world", "arm", "ECE", "Brier score", "log loss", "Brier score against the first"],
+            [_calibration_row(outcomes, world, arm) for world, arm in _rows(outcomes)],
+        ),
     ]
 
 
