@@ -200,7 +200,7 @@ def _accuracy_row(arm: Sequence[Outcome]) -> list[str]:
 
 def _calibration_table(outcomes: Sequence[Outcome]) -> list[str]:
     return [
-        "## Calibration of whole responses (mean of the seeds; lower is better)",
+        "## Calibration: greedy answers against the share of sampled ones that agree (lower is better)",
         _table(
             ["world", "arm", "ECE", "Brier score", "log loss", "Brier score against the first"],
             [_calibration_row(outcomes, world, arm) for world, arm in _rows(outcomes)],

@@ -67,6 +67,7 @@ def run_cell(workshop: Workshop, cell: Cell) -> Path:
     _verb("merge", merge, folder)
     predictions = folder / "predictions.jsonl"
     asked = {"model": merge["output"], "data": test, "output": predictions, "max-tokens": workshop.max_tokens}
+    asked["votes"] = cell.arm.votes
     flags = [text for name, value in asked.items() for text in (f"--{name}", str(value))]
     _child([sys.executable, "-m", "ablation.answer", *flags], folder / "answer.log")
     write_json(

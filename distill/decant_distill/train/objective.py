@@ -63,10 +63,10 @@ class Objective:
             return completion_loss(logits, labels)
         ids, weights, *scores = labels
         targets, wanted = _wanted(logits, ids)
-        chosen_NV = logits[:, :-1][wanted].float()
-        losses = functional.cross_entropy(chosen_NV, targets[wanted], reduction="none")
+        own_NV = functional.log_softmax(logits[:, :-1][wanted].float(), dim=-1)
+        losses = functional.nll_loss(own_NV, targets[wanted], reduction="none")
         if scores:
-            taught = teacher_loss(chosen_NV, scores, temperature=self.temperature)
+            taught = teacher_loss(own_NV, scores, temperature=self.temperature)
             losses = (1 - self.teacher_weight) * losses + self.teacher_weight * taught
         return (losses * weights).sum()
 
@@ -201,15 +201,18 @@ def _scores(examples: Sequence[Example]) -> "tuple[Tensor, ...]":
     return ids, logprobs, torch.tensor(records["tail"].astype(np.float32))
 
 
-def teacher_loss(logits_NV: "Tensor", scores: "Sequence[Tensor]", *, temperature: float) -> "Tensor":
-    """How far each token's distribution is from the teacher's: KL over top tokens, or over its samples."""
+def teacher_loss(own_NV: "Tensor", scores: "Sequence[Tensor]", *, temperature: float) -> "Tensor":
+    """How far each token's distribution is from the teacher's: KL over top tokens, or over its samples.
+
+    `own_NV` are the student's log probabilities.
+    """
     if len(scores) == 3:
-        return topk_divergence(logits_NV, *scores, temperature=temperature)
-    return sampled_cross_entropy(logits_NV, *scores)
+        return topk_divergence(own_NV, *scores, temperature=temperature)
+    return sampled_cross_entropy(own_NV, *scores)
 
 
 def topk_divergence(
-    logits_NV: "Tensor",
+    own_NV: "Tensor",
     ids_NK: "Tensor",
     logprobs_NK: "Tensor",
     tail_N: "Tensor",
@@ -224,7 +227,7 @@ def topk_divergence(
     """
     import torch
 
-    own_NK = torch.log_softmax(logits_NV, dim=-1).gather(1, ids_NK)
+    own_NK = own_NV.gather(1, ids_NK)
     covered_N = own_NK.exp().sum(dim=1)
     own_tail_N = torch.log1p(-covered_N.clamp(max=1 - _LEAST_TAIL))
     has_tail_N = tail_N > -torch.inf
@@ -239,12 +242,10 @@ def topk_divergence(
     return (teacher.exp() * difference).sum(dim=1) * temperature**2
 
 
-def sampled_cross_entropy(logits_NV: "Tensor", ids_NK: "Tensor", weights_NK: "Tensor") -> "Tensor":
+def sampled_cross_entropy(own_NV: "Tensor", ids_NK: "Tensor", weights_NK: "Tensor") -> "Tensor":
     """Cross-entropy [tokens] of the student under the teacher's weighted samples, in nats.
 
     With importance weights its expectation over the samples is the cross-entropy under the teacher's whole
     distribution, and so is its gradient's: random-sampling distillation (arXiv 2503.16870).
     """
-    import torch
-
-    return -(weights_NK * torch.log_softmax(logits_NV, dim=-1).gather(1, ids_NK)).sum(dim=1)
+    return -(weights_NK * own_NV.gather(1, ids_NK)).sum(dim=1)
