@@ -143,8 +143,9 @@ def _is_trained(config: TrainConfig) -> bool:
     if not has_manifest(config.output):
         return False
     done = TrainConfig.model_validate(read_manifest(config.output).recipe)
-    # A sweep leaves the rate that it chose.
-    swept = {"learning_rate", "lr_sweep"} if config.lr_sweep else set[str]()
+    # A sweep leaves the rate that it chose, whether it was asked for or came with a long run.
+    chosen = config.lr_sweep is not True and "learning_rate" in config.model_fields_set
+    swept = set[str]() if chosen else {"learning_rate", "lr_sweep"}
     known = (one.model_dump(mode="json", exclude=swept) for one in (done, config))
     if len({json.dumps(fields, sort_keys=True) for fields in known}) > 1:
         raise TrainingError(

@@ -47,11 +47,11 @@ class _Encoder:
     two_sides: bool
 
     def examples(self, lessons: Sequence[Lesson]) -> Iterator[Example]:
-        prompts = [_render(self.tokenizer, lesson.prompt, answer=None) for lesson in lessons]
+        prompts = [self._render(lesson, answered=False) for lesson in lessons]
         if self.two_sides:
             yield from self._two_sided(lessons, prompts)
             return
-        wholes = [_render(self.tokenizer, lesson.prompt, answer=lesson.completion) for lesson in lessons]
+        wholes = [self._render(lesson, answered=True) for lesson in lessons]
         for lesson, prompt, whole in zip(lessons, prompts, wholes, strict=True):
             _check_text(lesson, prompt, whole, self.base)
         prompt_ids = self.tokenizer(prompts, add_special_tokens=False)["input_ids"]
@@ -59,6 +59,21 @@ class _Encoder:
         for i, lesson in enumerate(lessons):
             example = _example(self.tokenizer, lesson, prompt_ids[i], whole_ids[i], self.base)
             yield self._weighed(example, lesson, wholes[i], text_start=len(prompts[i]))
+
+    def _render(self, lesson: Lesson, *, answered: bool) -> str:
+        import jinja2
+
+        answer = [{"role": "assistant", "content": lesson.completion}] if answered else []
+        try:
+            return self.tokenizer.apply_chat_template(
+                [*lesson.prompt, *answer], tokenize=False, add_generation_prompt=not answered
+            )
+        except (jinja2.TemplateError, ValueError, TypeError) as error:
+            roles = ", ".join(message["role"] for message in lesson.prompt)
+            raise TrainingError(
+                f"{self.base}: its chat template refuses line {lesson.line} ({error}; roles: {roles});"
+                " change the prompt's roles to those it takes, or mend chat_template.jinja"
+            ) from None
 
     def _two_sided(self, lessons: Sequence[Lesson], prompts: Sequence[str]) -> Iterator[Example]:
         prompt_ids = self.tokenizer(list(prompts), add_special_tokens=False)["input_ids"]
@@ -128,11 +143,6 @@ def encode(
         raise TrainingError(f"{base}: its tokenizer has no chat template; add chat_template.jinja")
     encoder = _Encoder(tokenizer, base, answer_weight=answer_weight, two_sides=two_sides)
     return [example for chunk in _chunks(lessons) for example in encoder.examples(chunk)]
-
-
-def _render(tokenizer: Any, prompt: Sequence[dict[str, str]], *, answer: str | None) -> str:
-    messages = list(prompt) if answer is None else [*prompt, {"role": "assistant", "content": answer}]
-    return tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=answer is None)
 
 
 def _check_text(lesson: Lesson, prompt: str, whole: str, base: str) -> None:
