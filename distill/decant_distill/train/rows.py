@@ -81,7 +81,8 @@ def read_lessons(
     if not kept:
         reasons = ", ".join(f"{count} with {reason}" for reason, count in dropped.most_common(3))
         raise TrainingError(
-            f"{path}: no row can be trained on ({reasons or 'it is empty'}); rows need a prompt and an answer"
+            f"{path}: no row can be trained on ({reasons or 'it is empty'}); rows need a prompt, an answer"
+            " and, unless placement is answer_only, a reasoning"
         )
     if weighing.prompts_alike:
         kept = _prompts_alike(kept)
