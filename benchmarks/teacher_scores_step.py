@@ -40,15 +40,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     )
     examples = _examples(config, given.scores)
     plan = _plan(examples, given.batch_tokens, given.steps)
-    model = build_student(config).train()
-    objectives = (Objective(), Objective(teacher_weight=0.5))
-    ratios: list[float] = []
-    for number, batch in enumerate(plan):
-        rows = [examples[i] for i in batch]
-        order = (0, 1) if number % 2 else (1, 0)
-        took = {which: _step_s(model, objectives[which], rows) for which in order}
-        if number >= given.warmup:
-            ratios.append(took[1] / took[0])
+    ratios = _ratios(build_student(config).train(), examples, plan)[given.warmup :]
     interval = bootstrap_percentile(ratios, 50, seed=0)
     print(
         json.dumps(
@@ -80,6 +72,18 @@ def _plan(examples: Sequence[Example], batch_tokens: int, steps: int) -> Sequenc
     return plan_batches(
         lengths, token_budget=steps * batch_tokens, batch_tokens=batch_tokens, seed=0
     ).batches[:steps]
+
+
+def _ratios(model: Any, examples: Sequence[Example], plan: Sequence[tuple[int, ...]]) -> list[float]:
+    """For each batch the time with scores over that without."""
+    objectives = (Objective(), Objective(teacher_weight=0.5))
+    ratios: list[float] = []
+    for number, batch in enumerate(plan):
+        rows = [examples[i] for i in batch]
+        order = (0, 1) if number % 2 else (1, 0)
+        took = {which: _step_s(model, objectives[which], rows) for which in order}
+        ratios.append(took[1] / took[0])
+    return ratios
 
 
 def _step_s(model: Any, objective: Objective, rows: Sequence[Example]) -> float:
