@@ -1,4 +1,4 @@
-"""`python -m ablation placements|filters`: trains the cells that are missing, then writes the results."""
+"""`python -m ablation EXPERIMENT`: trains the cells that are missing, then writes the results."""
 
 import argparse
 import sys

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ablation.calibration import calibration, squared_errors
 from ablation.cells import ARMS, Cell, Experiment
 from ablation.plot import length_plot
 from ablation.stages import Workshop
@@ -26,6 +27,7 @@ class Outcome:
     lengths: tuple[int, ...]
     training: dict[str, Any]
     curation: dict[str, Any]
+    confidences: tuple[float, ...] = ()
 
     def of_length(self, length: int) -> list[int]:
         """The outcomes on the problems of one length."""
@@ -46,6 +48,11 @@ class Outcome:
                 for length in sorted(set(self.lengths))
                 for rights in [self.of_length(length)]
             },
+            **(
+                {"calibration": calibration(self.confidences, self.correct).to_dict()}
+                if self.confidences
+                else {}
+            ),
             "correct": "".join(str(right) for right in self.correct),
             "training": {key: self.training[key] for key in ("tokens", "steps", "wall_s", "rows")},
             "loss_curve": self.training["loss_curve"],
@@ -92,6 +99,8 @@ def _read(workshop: Workshop, cell: Cell) -> Outcome:
         lengths=tuple(prediction["length"] for prediction in predictions),
         training=json.loads((folder / "cell.json").read_bytes())["training"],
         curation=json.loads((rows / "curation.json").read_bytes()),
+        # Predictions of earlier runs have no confidence.
+        confidences=tuple(p["confidence"] for p in predictions if "confidence" in p),
     )
 
 
@@ -159,6 +168,8 @@ def _markdown(
             [[world, arm, _points(found), str(found.n)] for world, arm, found in differences],
         ),
     ]
+    if experiment == "scores":
+        parts += _calibration_table(outcomes)
     for world in _distinct(outcomes, lambda outcome: outcome.cell.world):
         parts += [
             f"## {world}: accuracy by length (all seeds' answers together)",
@@ -192,6 +203,33 @@ def _accuracy_row(arm: Sequence[Outcome]) -> list[str]:
     ]
 
 
+def _calibration_table(outcomes: Sequence[Outcome]) -> list[str]:
+    return [
+        "## Calibration: greedy answers against the share of sampled ones that agree (lower is better)",
+        _table(
+            ["world", "arm", "ECE", "Brier score", "log loss", "Brier score against the first"],
+            [_calibration_row(outcomes, world, arm) for world, arm in _rows(outcomes)],
+        ),
+    ]
+
+
+def _calibration_row(outcomes: Sequence[Outcome], world: str, arm: str) -> list[str]:
+    found = [calibration(o.confidences, o.correct) for o in _of(outcomes, world, arm)]
+    readings = [[one.ece for one in found], [one.brier for one in found], [one.log_loss for one in found]]
+    means = [sum(values) / len(values) for values in readings]
+    first = outcomes[0].cell.arm.name
+    change = "–"
+    if arm != first:
+        pair = [_mean_squared_errors(outcomes, world, name) for name in (first, arm)]
+        change = _scaled(paired_difference(*pair, seed=0), factor=1, digits=4)
+    return [world, arm, *(f"{mean:.4f}" for mean in means), change]
+
+
+def _mean_squared_errors(outcomes: Sequence[Outcome], world: str, arm: str) -> list[float]:
+    columns = [squared_errors(o.confidences, o.correct) for o in _of(outcomes, world, arm)]
+    return [sum(errors) / len(errors) for errors in zip(*columns, strict=True)]
+
+
 def _by_length(outcomes: Sequence[Outcome], world: str) -> str:
     arms = _distinct([o for o in outcomes if o.cell.world == world], lambda outcome: outcome.cell.arm.name)
     lengths = sorted({length for o in outcomes if o.cell.world == world for length in o.lengths})
@@ -214,8 +252,15 @@ def _rate(rights: Sequence[int]) -> str:
 
 
 def _points(difference: PairedDifference) -> str:
-    low, high = difference.interval.low, difference.interval.high
-    return f"{100 * difference.mean:+.1f} [{100 * low:+.1f}, {100 * high:+.1f}]"
+    return _scaled(difference, factor=100, digits=1)
+
+
+def _scaled(difference: PairedDifference, *, factor: float, digits: int) -> str:
+    mean, low, high = (
+        f"{factor * value:+.{digits}f}"
+        for value in (difference.mean, difference.interval.low, difference.interval.high)
+    )
+    return f"{mean} [{low}, {high}]"
 
 
 def _rows(outcomes: Sequence[Outcome]) -> list[tuple[str, str]]:

@@ -22,7 +22,7 @@ _LABELS = Path(__file__).parent / "labels.toml"
 
 @dataclass(frozen=True, slots=True)
 class Workshop:
-    """Where an experiment works, and its two tables of settings: `train` and `merge`."""
+    """Where an experiment works, and its tables of settings: `train`, `merge` and `scores`."""
 
     folder: Path
     settings: Mapping[str, Mapping[str, Any]]
@@ -56,6 +56,7 @@ def run_cell(workshop: Workshop, cell: Cell) -> Path:
         "base": sha256_path(Path(train["base"])),
         "data": sha256_file(Path(train["data"])),
         "test": sha256_file(test),
+        **({"scores": sha256_path(Path(train["teacher_scores"]))} if cell.arm.scores else {}),
         "max_tokens": workshop.max_tokens,
     }
     if outcome.is_file() and json.loads(outcome.read_bytes())["identity"] == identity:
@@ -66,6 +67,7 @@ def run_cell(workshop: Workshop, cell: Cell) -> Path:
     _verb("merge", merge, folder)
     predictions = folder / "predictions.jsonl"
     asked = {"model": merge["output"], "data": test, "output": predictions, "max-tokens": workshop.max_tokens}
+    asked["votes"] = cell.arm.votes
     flags = [text for name, value in asked.items() for text in (f"--{name}", str(value))]
     _child([sys.executable, "-m", "ablation.answer", *flags], folder / "answer.log")
     write_json(
@@ -88,6 +90,9 @@ def _configs(workshop: Workshop, cell: Cell, folder: Path) -> tuple[dict[str, An
         "placement": cell.arm.placement,
         "seed": cell.seed,
     }
+    if cell.arm.scores is not None:
+        train["teacher_scores"] = str(workshop.world(cell.world) / cell.arm.scores)
+        train["teacher_weight"] = workshop.settings["scores"]["teacher_weight"]
     merge = {**workshop.settings["merge"], "adapter": train["output"], "output": str(folder / "merged")}
     return train, merge
 

@@ -61,11 +61,10 @@ def run_decant(given: argparse.Namespace, folder: Path) -> list[float]:
     from decant_distill.train.batches import BatchPlan
     from decant_distill.train.checkpoints import Checkpoints
     from decant_distill.train.encode import Example
-    from decant_distill.train.events import EventLog
     from decant_distill.train.loop import fit
-    from decant_distill.train.ranks import Ranks
+    from decant_distill.train.objective import Objective
     from decant_distill.train.student import build_student
-    from decant_distill.train.watch import StopRequest, Surroundings
+    from decant_distill.train.watch import Surroundings
 
     rows = rows_of(given)
     examples = [
@@ -75,17 +74,10 @@ def run_decant(given: argparse.Namespace, folder: Path) -> list[float]:
     tokens = tuple(sum(len(examples[row].ids) for row in batch) for batch in batches)
     plan = BatchPlan(batches, tokens, tokens, (1,) * len(batches), len(batches))
     config = settings(given, folder)
-    around = Surroundings(
-        config=config,
-        checkpoints=Checkpoints.beside(config.output),
-        ranks=Ranks(),
-        events=EventLog(None),
-        request=StopRequest(),
-        judge=None,
-        keep_best=lambda _model, _step: None,
-        report=lambda _progress, _plan: None,
+    around = Surroundings.quiet(config, Checkpoints.beside(config.output))
+    outcome = fit(
+        build_student(config), examples, lambda _spares: plan, objective=Objective(), around=around
     )
-    outcome = fit(build_student(config), examples, lambda _spares: plan, around=around)
     return list(outcome.progress.seconds)
 
 

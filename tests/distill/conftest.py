@@ -92,3 +92,74 @@ def student_base(rows: list[dict[str, Any]], tmp_path_factory: pytest.TempPathFa
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return folder
+
+
+@pytest.fixture(scope="session")
+def t5_base(student_base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A T5 of two layers a side with random weights; its tokenizer has no chat template, as FLAN-T5's."""
+    return _random_model(
+        "t5",
+        student_base,
+        tmp_path_factory.mktemp("t5") / "t5-base",
+        d_model=64,
+        d_kv=32,
+        d_ff=128,
+        num_layers=2,
+        num_heads=2,
+        feed_forward_proj="gated-gelu",
+        decoder_start_token_id=0,
+    )
+
+
+def _random_model(family: str, student_base: Path, folder: Path, **sizes: Any) -> Path:
+    """A model of a family with random weights, and the little student's tokenizer."""
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM, AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(student_base)
+    config = AutoConfig.for_model(
+        family,
+        vocab_size=len(tokenizer),
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+        **sizes,
+    )
+    torch.manual_seed(0)
+    loader = AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
+    model = loader.from_config(config)
+    model.save_pretrained(folder)
+    if config.is_encoder_decoder:
+        tokenizer.chat_template = None
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+FAMILIES: dict[str, dict[str, Any]] = {
+    "llama": {},
+    "qwen2": {},
+    "qwen3": {"head_dim": 32},
+    "mistral": {"head_dim": 32},
+    "gemma2": {"head_dim": 32, "query_pre_attn_scalar": 32},
+    "gemma3_text": {"head_dim": 32, "query_pre_attn_scalar": 32},
+    "phi3": {"bos_token_id": None},
+}
+
+
+@pytest.fixture(scope="session", params=sorted(FAMILIES))
+def family_base(
+    request: pytest.FixtureRequest, student_base: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Path:
+    """A decoder of each family with random weights. Phi-4 is of the architecture that is named phi3."""
+    family = request.param
+    return _random_model(
+        family,
+        student_base,
+        tmp_path_factory.mktemp(family) / "base",
+        hidden_size=64,
+        intermediate_size=128,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        num_key_value_heads=2,
+        max_position_embeddings=256,
+        **FAMILIES[family],
+    )

@@ -17,7 +17,9 @@ from decant.artifact import Manifest, read_manifest, verify_files, write_manifes
 from decant.errors import ArtifactError, ParityError
 from decant.files import sha256_path
 from decant_distill.merge import MergeConfig, run
+from decant_distill.merge_dev import judge
 from decant_distill.train.config import TrainConfig
+from decant_distill.train.dev_scores import DevScore
 from decant_distill.train.observe import record_golden
 from decant_distill.train.publish import publish_student
 from decant_distill.train.student import build_student, load_tokenizer
@@ -102,6 +104,34 @@ def test_an_adapter_over_an_unquantized_base_has_one_route(student_base: Path, t
     run(MergeConfig(adapter=tmp_path / "adapter", output=tmp_path / "m"))
     merge = read_manifest(tmp_path / "m").measurements["merge"]
     assert list(merge["routes"]) == ["base"]
+
+
+def test_every_route_is_scored_on_held_out_rows_beside_the_adapter(
+    workdir: Path, curated: Path, tmp_path: Path
+) -> None:
+    run(
+        MergeConfig(
+            adapter=workdir / "adapter", output=tmp_path / "m", dtype="float32", dev=curated, dev_rows=20
+        )
+    )
+    merge = read_manifest(tmp_path / "m").measurements["merge"]
+    scores = merge["dev"]["routes"]
+    assert (list(scores), merge["dev"]["rows"]) == (["unmerged", "base", "dequantized"], 20)
+    assert scores["dequantized"]["loss"] == pytest.approx(scores["unmerged"]["loss"], abs=1e-3)
+    assert merge["route"] == min(("base", "dequantized"), key=lambda route: scores[route]["loss"])
+
+
+def test_a_merge_that_is_worse_on_held_out_rows_is_refused() -> None:
+    adapter, merged = DevScore(1.0, (True, False)), DevScore(1.05, (True, True))
+    judge(adapter, merged, most_loss=0.06).raise_if_worse(Path("student"), route="base")
+    with pytest.raises(ParityError, match=r"\(base\) is worse than student on 2 held-out rows: loss \+0.05"):
+        judge(adapter, merged, most_loss=0.02).raise_if_worse(Path("student"), route="base")
+
+
+def test_fewer_right_answers_than_chance_explains_are_worse() -> None:
+    adapter = DevScore(loss=1.0, correct=(True,) * 40)
+    assert judge(adapter, DevScore(loss=1.0, correct=(True,) * 30 + (False,) * 10), most_loss=0.02).is_worse
+    assert not judge(adapter, DevScore(loss=1.0, correct=(True,) * 39 + (False,)), most_loss=0.02).is_worse
 
 
 def test_the_merged_model_stops_at_the_tokenizers_end_token(workdir: Path, tmp_path: Path) -> None:

@@ -159,6 +159,14 @@ def test_a_template_that_serving_could_not_repeat_is_refused(problem: str, stude
         encode(tokenizer, [LESSON], base="b")
 
 
+@pytest.mark.parametrize("template", ["{% for m in", "{{ raise_exception('no system role') }}"])
+def test_a_template_that_cannot_render_is_one_line(template: str, student_base: Path) -> None:
+    tokenizer = load_tokenizer(student_base)
+    tokenizer.chat_template = template
+    with pytest.raises(TrainingError, match=r"chat template refuses line 1 .*roles: user"):
+        encode(tokenizer, [LESSON], base="b")
+
+
 def test_a_tokenizer_without_an_end_token_is_refused(student_base: Path) -> None:
     tokenizer = load_tokenizer(student_base)
     tokenizer.eos_token = None

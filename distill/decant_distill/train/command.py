@@ -11,7 +11,9 @@ from decant_distill.train.course import Course, plan_course
 from decant_distill.train.events import EventLog
 from decant_distill.train.failures import explained
 from decant_distill.train.loop import Outcome, fit
+from decant_distill.train.lr_sweep import settle_learning_rate
 from decant_distill.train.memory import dry_run
+from decant_distill.train.objective import objective_of
 from decant_distill.train.observe import record_golden
 from decant_distill.train.publish import publish_student
 from decant_distill.train.ranks import Ranks
@@ -21,6 +23,7 @@ from decant_distill.train.student import (
     load_tokenizer,
     require_training_stack,
 )
+from decant_distill.train.teacher_scores import TEACHER_FILE
 from decant_distill.train.trackers import require_trackers
 from decant_distill.train.training_page import training_page
 from decant_distill.train.watch import StopRequest, Surroundings, heeding_sigterm, peak_bytes
@@ -58,10 +61,14 @@ def run(config: TrainConfig) -> None:
     if ranks.writes:
         checkpoints.claim(_identity(config, base_sha256, ranks))
     with explained(config.output.absolute().parent):
+        objective = objective_of(config)
+        config, sweep = settle_learning_rate(
+            config, course.examples, objective, steps=course.plan().steps, folder=checkpoints.folder
+        )
         model = build_student(config)
         with heeding_sigterm() as request:
             around = _surroundings(config, course, checkpoints, ranks, request)
-            outcome = fit(model, course.examples, course.plan, around=around)
+            outcome = fit(model, course.examples, course.plan, objective=objective, around=around)
         model = _final(model, outcome, around)
         if not ranks.writes:
             return
@@ -72,7 +79,7 @@ def run(config: TrainConfig) -> None:
             config=config,
             base_sha256=base_sha256,
             golden=_golden(model, tokenizer, course, config),
-            training=_training(model, course, outcome),
+            training={**_training(model, course, outcome), **sweep},
             beside=_beside(outcome, around),
         )
     checkpoints.remove()
@@ -84,6 +91,8 @@ def _identity(config: TrainConfig, base_sha256: str, ranks: Ranks) -> dict[str, 
     identity = {**config.identity(), "base": base_sha256, "data": sha256_file(config.data)}
     if config.dev_data is not None:
         identity["dev_data"] = sha256_file(config.dev_data)
+    if config.teacher_scores is not None:
+        identity["teacher_scores"] = sha256_file(config.teacher_scores / TEACHER_FILE)
     if ranks.world > 1:
         identity["processes"] = ranks.world
     return identity

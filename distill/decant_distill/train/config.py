@@ -1,13 +1,17 @@
 """What `decant train` can be told."""
 
-from typing import Literal
+from typing import Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
 from decant.config import Config, InputPath, OptionalInputPath, OutputPath
-from decant.task import Placement, TaskConfig
+from decant.task import TaskConfig
+from decant_distill.train.rows import Teaching, Weighing
 
 ALL_LINEAR = "all-linear"
+RATIONALE_PREFIX = "[rationale] "
+
+Method = Literal["qlora", "lora", "full"]
 
 
 class TrainConfig(Config):
@@ -19,11 +23,14 @@ class TrainConfig(Config):
         default="labels", description="curated labels, or the gold of a plain dataset, read as the task says"
     )
     output: OutputPath = Field(description="folder for the adapter, or for the model with method full")
-    method: Literal["qlora", "lora", "full"] = Field(
+    method: Method = Field(
         default="qlora",
         description="adapters over an NF4 base, adapters over the base as it is, or all weights",
     )
-    placement: Placement = Field(default="rationale_then_answer", description="where the rationale stands")
+    placement: Teaching = Field(
+        default="rationale_then_answer",
+        description="where the rationale stands; multitask teaches answer and rationale as two tasks",
+    )
     token_budget: int | None = Field(
         default=None, ge=1, description="stop after this many tokens, without padding; if not set, epochs"
     )
@@ -65,6 +72,50 @@ class TrainConfig(Config):
     save_every_steps: int = Field(default=100, ge=1, description="steps between checkpoints")
     golden_rows: int = Field(default=8, ge=1, description="golden prompts that later stages must reproduce")
     golden_tokens: int = Field(default=96, ge=1, description="longest golden answer, in tokens")
+    normalization: Literal["token", "example"] | None = Field(
+        default=None,
+        description="tokens of a batch count alike, or its examples; if not set, example for multitask",
+    )
+    answer_weight: float = Field(
+        default=1.0, gt=0, description="what a token of the answer's line counts; others count 1"
+    )
+    rationale_weight: float = Field(
+        default=1.0, ge=0, description="what a rationale counts beside its answer in multitask"
+    )
+    rationale_prefix: str = Field(
+        default=RATIONALE_PREFIX,
+        min_length=1,
+        description="opens the user's message of multitask's rationale task",
+    )
+    prompts_alike: bool = Field(
+        default=False, description="the k rows of one prompt count 1/k each, so that prompts count alike"
+    )
+    teacher_scores: OptionalInputPath = Field(
+        default=None, description="folder of a teacher's scores of these rows, from decant logits"
+    )
+    teacher_weight: float = Field(
+        default=0.5, gt=0, le=1, description="share of the teacher's scores in the loss; the rest: labels"
+    )
+    teacher_temperature: float = Field(
+        default=1.0, gt=0, description="softens both distributions where top-k scores are learned"
+    )
+    adapter: Literal["lora", "rslora", "dora", "pissa"] = Field(
+        default="lora", description="plain LoRA, or a variant of it; pissa needs method lora"
+    )
+    lora_plus_ratio: float | None = Field(
+        default=None, ge=1, description="LoRA+: how much faster the B matrices learn than the A matrices"
+    )
+    gradient_checkpointing: bool = Field(
+        default=False, description="compute activations twice rather than keep them: less memory, slower"
+    )
+    optimizer: Literal["adamw", "paged_adamw"] = Field(
+        default="adamw", description="AdamW, or one whose state moves to the CPU when GPU memory is short"
+    )
+    lr_sweep: bool | None = Field(
+        default=None,
+        description="try a third of, once and three times the learning rate on a slice first; if not set,"
+        " for long runs that name no learning_rate",
+    )
     threads: int | None = Field(default=None, ge=1, description="CPU threads, torch's choice if not set")
     task: TaskConfig = Field(default_factory=TaskConfig, description="how answers are marked")
 
@@ -130,8 +181,27 @@ class TrainConfig(Config):
             raise ValueError(f'must name layers, or be ["{ALL_LINEAR}"] alone')
         return value
 
+    @model_validator(mode="after")
+    def _adapters_fit_the_method(self) -> Self:
+        if self.method == "full" and (self.adapter != "lora" or self.lora_plus_ratio is not None):
+            raise ValueError("adapter and lora_plus_ratio need adapters: use method qlora or lora")
+        if self.adapter == "pissa" and self.method == "qlora":
+            raise ValueError("pissa takes the base's weights apart and cannot do so in NF4: use method lora")
+        if self.optimizer == "paged_adamw" and self.lora_plus_ratio is not None:
+            raise ValueError("lora_plus_ratio comes with plain AdamW: leave optimizer at adamw")
+        return self
+
+    @property
+    def weighing(self) -> Weighing:
+        """What a lesson counts."""
+        return Weighing(
+            rationale_weight=self.rationale_weight,
+            rationale_prefix=self.rationale_prefix,
+            prompts_alike=self.prompts_alike,
+        )
+
     def identity(self) -> dict[str, object]:
         """The settings that decide what is learned: a checkpoint may only be resumed where they are equal."""
         without = {"output", "base", "data", "dev_data", "save_every_steps", "golden_rows", "golden_tokens"}
-        without |= {"threads", "max_rewinds", "report_to", "dry_run", "device_memory_gb"}
+        without |= {"threads", "max_rewinds", "report_to", "dry_run", "device_memory_gb", "teacher_scores"}
         return self.model_dump(mode="json", exclude=without)

@@ -11,7 +11,8 @@ from decant_distill.train.config import TrainConfig
 from decant_distill.train.dev import DevSet, hold_out
 from decant_distill.train.encode import Example, encode
 from decant_distill.train.rows import Lesson, Lessons, read_lessons
-from decant_distill.train.student import context_length
+from decant_distill.train.student import check_vocabulary, context_length, is_encoder_decoder
+from decant_distill.train.teacher_scores import open_scores
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +47,8 @@ def plan_course(config: TrainConfig, tokenizer: Any) -> Course:
     """Reads, renders and checks all rows; TrainingError when they cannot be learned from."""
     context = context_length(config.base, tokenizer)
     lessons, examples, dropped = _readable(config.data, config, tokenizer, context)
+    if config.teacher_scores is not None:
+        examples = _scored(examples, lessons, config, tokenizer)
     dev: DevSet | None = None
     held: frozenset[int] = frozenset()
     if config.dev_data is not None:
@@ -67,7 +70,7 @@ def plan_course(config: TrainConfig, tokenizer: Any) -> Course:
         context=context,
         dropped=dropped,
         dev=dev,
-        dev_rows=sum(len(batch) for batch in dev.batches) if dev else 0,
+        dev_rows=len(dev.examples) if dev else 0,
         config=config,
     )
 
@@ -77,9 +80,20 @@ def _readable(
 ) -> tuple[list[Lesson], list[Example], dict[str, int]]:
     """The lessons of a file that fit the context, their examples, and how many were dropped for what."""
     found: Lessons = read_lessons(
-        path, task=config.task, placement=config.placement, gold=config.learn_from == "gold"
+        path,
+        task=config.task,
+        placement=config.placement,
+        gold=config.learn_from == "gold",
+        weighing=config.weighing,
     )
-    examples = encode(tokenizer, found.kept, base=str(config.base))
+    examples = encode(
+        tokenizer,
+        found.kept,
+        base=str(config.base),
+        answer_weight=config.answer_weight,
+        two_sides=is_encoder_decoder(config.base),
+    )
+    check_vocabulary(config.base, most=max(int(example.ids.max()) for example in examples))
     longest = min(config.max_length or context, context)
     short = [i for i, example in enumerate(examples) if len(example.ids) <= longest]
     overlong = len(examples) - len(short)
@@ -90,3 +104,17 @@ def _readable(
         )
     dropped = {**found.dropped, **({f"more than {longest} tokens": overlong} if overlong else {})}
     return [found.kept[i] for i in short], [examples[i] for i in short], dropped
+
+
+def _scored(
+    examples: Sequence[Example], lessons: Sequence[Lesson], config: TrainConfig, tokenizer: Any
+) -> list[Example]:
+    """The examples with what the teacher gave each of their completions' tokens."""
+    assert config.teacher_scores is not None
+    scores = open_scores(config.teacher_scores)
+    if scores.info.kind == "sampled" and config.teacher_temperature != 1:
+        raise TrainingError(
+            f"{config.teacher_scores}: samples say nothing about another temperature;"
+            " leave teacher_temperature at 1, or store top-k scores"
+        )
+    return scores.attach(examples, lessons, tokenizer=tokenizer, data=config.data)

@@ -6,6 +6,7 @@ from an earlier checkpoint, on a plan that leaves the spike's batches out.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from decant.errors import TrainingError
@@ -15,9 +16,10 @@ from decant_distill.train.checkpoints import FRESH, RunProgress, best_of
 from decant_distill.train.config import TrainConfig
 from decant_distill.train.dev import has_stalled
 from decant_distill.train.encode import Example
-from decant_distill.train.objective import BatchDataset, completion_loss
+from decant_distill.train.objective import Objective
 from decant_distill.train.ranks import RankBatches
 from decant_distill.train.rewinds import Distances, Rewind, left_out, plan_rewind
+from decant_distill.train.student import build_optimizer
 from decant_distill.train.trackers import build_trackers
 from decant_distill.train.watch import RunStopped, Series, SpikeFound, Surroundings, Watch
 
@@ -38,6 +40,7 @@ def fit(
     examples: Sequence[Example],
     plan_with: Callable[[int], BatchPlan],
     *,
+    objective: Objective,
     around: Surroundings,
 ) -> Outcome:
     """Trains `model` in place, from the newest whole checkpoint if there is one.
@@ -51,7 +54,8 @@ def fit(
         stretches = left_out(rewinds)
         plan = plan_with(sum(stop - start for start, stop in stretches)).without(stretches)
         try:
-            progress = _attempt(model, examples, plan, around=around, rewinds=rewinds, before=before)
+            trainer_of = partial(_trainer, model, examples, objective)
+            progress = _attempt(trainer_of, plan, around=around, rewinds=rewinds, before=before)
         except SpikeFound as found:
             _rewind(found, rewinds, plan, around)
             before = found.so_far
@@ -62,8 +66,7 @@ def fit(
 
 
 def _attempt(
-    model: Any,
-    examples: Sequence[Example],
+    trainer_of: Callable[[Watch], Any],
     plan: BatchPlan,
     *,
     around: Surroundings,
@@ -88,8 +91,7 @@ def _attempt(
             around, plan, progress, trackers, earlier, len(rewinds), distances.back, Series.of(earlier)
         )
         try:
-            trainer = _trainer(model, examples, watch)
-            trainer.train(resume_from_checkpoint=str(found[0]) if found else None)
+            trainer_of(watch).train(resume_from_checkpoint=str(found[0]) if found else None)
         finally:
             for tracker in trackers:
                 tracker.close()
@@ -149,7 +151,7 @@ def _distances(config: TrainConfig, plan: BatchPlan) -> Distances:
     return Distances.for_run(plan.steps, back=config.rewind_steps, skipped=config.rewind_batches)
 
 
-def _trainer(model: Any, examples: Sequence[Example], watch: Watch) -> Any:
+def _trainer(model: Any, examples: Sequence[Example], objective: Objective, watch: Watch) -> Any:
     from torch.utils.data import DataLoader
     from transformers import Trainer
     from transformers.trainer_callback import PrinterCallback
@@ -159,9 +161,7 @@ def _trainer(model: Any, examples: Sequence[Example], watch: Watch) -> Any:
     class WatchedTrainer(Trainer):
         def get_train_dataloader(self) -> Any:
             # Not prepared by accelerate, which would deal whole batches to the processes: ours deal rows.
-            dataset: Any = (
-                BatchDataset(examples, plan) if ranks.world == 1 else RankBatches(examples, plan, ranks)
-            )
+            dataset: Any = RankBatches(examples, plan, objective, ranks)
             return DataLoader(
                 dataset, batch_size=1, collate_fn=_only_item, pin_memory=self.args.dataloader_pin_memory
             )
@@ -177,7 +177,8 @@ def _trainer(model: Any, examples: Sequence[Example], watch: Watch) -> Any:
 
     def loss(outputs: Any, labels: Any, num_items_in_batch: Any = None) -> Any:
         del num_items_in_batch  # a step is one batch, so its own mean is the mean
-        return watch.loss(completion_loss(outputs.logits, labels), outputs.logits, labels)
+        mean = objective.loss(outputs.logits, labels)
+        return watch.loss(mean, outputs.logits, mass=objective.mass(labels))
 
     nothing: Any = []  # the Trainer wants a dataset beside its loader
     trainer: Any = WatchedTrainer(
@@ -186,6 +187,7 @@ def _trainer(model: Any, examples: Sequence[Example], watch: Watch) -> Any:
         train_dataset=nothing,
         callbacks=[_callback(watch)],
         compute_loss_func=loss,
+        optimizers=(build_optimizer(model, watch.around.config), None),
     )
     trainer.remove_callback(PrinterCallback)
     return trainer
@@ -248,6 +250,7 @@ def _arguments(around: Surroundings, *, steps: int) -> Any:
         per_device_train_batch_size=1,
         learning_rate=config.learning_rate,
         lr_scheduler_type="cosine",
+        optim="paged_adamw_32bit" if config.optimizer == "paged_adamw" else "adamw_torch_fused",
         warmup_steps=round(config.warmup_ratio * steps),
         weight_decay=config.weight_decay,
         max_grad_norm=config.max_grad_norm,

@@ -155,7 +155,9 @@ def _shape_of(config: "TrainConfig") -> Any:
         dtype = torch.float32 if config.method == "full" else getattr(torch, config.compute_dtype)
         with torch.device("meta"):
             model = builder.from_config(described, dtype=dtype)
-            return (model if config.method == "full" else with_adapters(model, config)).train()
+            # PiSSA starts from other values in the same shapes, and would look at the weights for them.
+            plain = config.with_changes(adapter="lora") if config.adapter == "pissa" else config
+            return (model if config.method == "full" else with_adapters(model, plain)).train()
     except (OSError, ValueError) as error:
         first = str(error).strip().partition("\n")[0]
         raise ArtifactError(f"{config.base}: its config.json describes no decoder ({first})") from None

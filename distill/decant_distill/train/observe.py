@@ -52,11 +52,6 @@ def _golden_prompt(model: Any, tokenizer: Any, messages: Sequence[Message], max_
     )
 
 
-def greedy_ids(model: Any, prompt_ids: Sequence[int], *, end: int, max_tokens: int) -> tuple[int, ...]:
-    """The tokens of the model's greedy answer to one prompt, without the end token."""
-    return _answer(model, prompt_ids, end=end, max_tokens=max_tokens).token_ids
-
-
 def _answer(model: Any, prompt_ids: Sequence[int], *, end: int, max_tokens: int) -> _Answer:
     tokens: list[int] = []
     logprobs: list[float] = []
@@ -80,13 +75,20 @@ def _greedy(model: Any, prompt_ids: Sequence[int]) -> Iterator[tuple[int, float,
 
     model.eval()
     step = torch.tensor([list(prompt_ids)], device=model.device)
+    given: dict[str, Any] = {"input_ids": step}
+    if model.config.is_encoder_decoder:
+        start = torch.tensor([[model.config.decoder_start_token_id]], device=model.device)
+        given = {"input_ids": step, "decoder_input_ids": start}
     cache = None
     while True:
         with torch.inference_mode():
-            output = model(input_ids=step, past_key_values=cache, use_cache=True)
+            output = model(**given, past_key_values=cache, use_cache=True)
             logprobs = torch.log_softmax(output.logits[0, -1].float(), dim=-1)
             best = torch.topk(logprobs, 2)
         cache = output.past_key_values
         token = int(best.indices[0])
         yield token, float(best.values[0]), float(best.values[0] - best.values[1])
         step = torch.tensor([[token]], device=model.device)
+        given = {"input_ids": step}
+        if model.config.is_encoder_decoder:
+            given = {"encoder_outputs": (output.encoder_last_hidden_state,), "decoder_input_ids": step}

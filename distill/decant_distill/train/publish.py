@@ -1,14 +1,16 @@
 """The trained student as an artifact: weights, tokenizer, chat template, manifest with golden prompts."""
 
 import os
+import warnings
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from decant.artifact import write_manifest
 from decant.files import folder_aside
 from decant.golden import GoldenSet
 from decant_distill.train.config import TrainConfig
-from decant_distill.train.student import tidy_generation
+from decant_distill.train.student import pissa_start, tidy_generation
 
 
 def publish_student(
@@ -29,7 +31,7 @@ def publish_student(
     adapter = config.method != "full"
     with folder_aside(config.output) as folder:
         if adapter:
-            model.save_pretrained(str(folder), save_embedding_layers=False)
+            save_adapter(model, folder, config=config)
             # A template of a model card, filled with nothing but this machine's paths.
             (folder / "README.md").unlink(missing_ok=True)
         else:
@@ -54,6 +56,22 @@ def publish_student(
                 "training": training,
                 "measurements": _base_measurements(config) if adapter else {},
             },
+        )
+
+
+def save_adapter(model: Any, folder: Path, *, config: TrainConfig) -> None:
+    """Writes the adapter as one for the base as it lies on the disk: PiSSA's becomes a plain LoRA."""
+    if config.adapter != "pissa":
+        model.save_pretrained(str(folder), save_embedding_layers=False)
+        return
+    # It learns over a base that lost the adapter's first value: the difference to that is what counts. PEFT
+    # loads the first value as a second adapter to take it, and then warns of what it does itself.
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="PiSSA changes the base weights")
+        model.save_pretrained(
+            str(folder),
+            save_embedding_layers=False,
+            path_initial_model_for_weight_conversion=str(pissa_start(config)),
         )
 
 

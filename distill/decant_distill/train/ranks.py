@@ -6,19 +6,15 @@ is learned nor where a checkpoint stands. accelerate starts the processes; alone
 
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
-
-import numpy as np
 
 from decant_distill.train.batches import BatchPlan
 from decant_distill.train.encode import Example
-from decant_distill.train.objective import pad_batch
+from decant_distill.train.objective import Objective
 
 if TYPE_CHECKING:
     from torch import Tensor
-
-_IGNORED = -100
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,16 +59,16 @@ class Ranks:
 
             distributed.barrier()
 
-    def share(self, loss: "Tensor", logits: "Tensor", labels: "Tensor") -> "Tensor":
+    def share(self, loss: "Tensor", logits: "Tensor", *, mass: float) -> "Tensor":
         """This process's part of the batch's loss, times the number of processes: their mean is the loss.
 
-        `loss` is the mean over this process's own labels; without any it is not used.
+        `loss` is the mean over this process's own labels, whose weights sum to `mass`; without any it is not
+        used.
         """
         if self.world == 1:
             return loss
-        count = int((labels != _IGNORED).sum())
-        weight = count * self.world / self.total(count)
-        return loss * weight if count else logits.sum() * 0.0
+        weight = mass * self.world / self.total(mass)
+        return loss * weight if mass else logits.sum() * 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,6 +77,7 @@ class RankBatches:
 
     examples: Sequence[Example]
     plan: BatchPlan
+    objective: Objective
     ranks: Ranks
 
     def __len__(self) -> int:
@@ -89,9 +86,15 @@ class RankBatches:
     def __getitem__(self, index: int) -> dict[str, Any]:
         batch = self.plan.batches[index]
         mine = batch[self.ranks.rank :: self.ranks.world]
-        return pad_batch([self.examples[row] for row in mine] or [_unlearned(self.examples[batch[0]])])
+        rows = [self.examples[row] for row in mine] or [_unlearned(self.examples[batch[0]])]
+        return self.objective.batch(rows)
 
 
 def _unlearned(example: Example) -> Example:
     """A row without a label, for a process for which a small batch has none: all must take part in a step."""
-    return Example(ids=np.asarray(example.ids), prompt_tokens=len(example.ids))
+    return replace(
+        example,
+        prompt_tokens=len(example.ids),
+        emphasis=None if example.emphasis is None else example.emphasis[:0],
+        teacher=None if example.teacher is None else example.teacher[:0],
+    )

@@ -1,10 +1,11 @@
 """From a curated dataset to the conversations that a student is taught, one completion each."""
 
+import json
 from collections import Counter
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import TypeAdapter, ValidationError
 
@@ -15,14 +16,35 @@ from decant.task import Message, Parsed, Placement, TaskConfig, compose, parse_r
 _MESSAGES: TypeAdapter[list[Message]] = TypeAdapter(list[Message])
 
 
+Teaching = Literal[Placement, "multitask"]
+"""Where the rationale stands, or `multitask`: answer and rationale are two tasks of their own."""
+
+
 @dataclass(frozen=True, slots=True)
 class Lesson:
-    """One conversation: the prompt as the student will see it and the completion it should give."""
+    """One conversation: the prompt as the student will see it and the completion it should give.
+
+    `answer` is where in the completion the answer's line stands, None where it has none.
+    """
 
     line: int
     prompt: tuple[Message, ...]
     completion: str
     group: str | None = None
+    answer: tuple[int, int] | None = None
+    weight: float = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class Weighing:
+    """What a lesson counts: a rationale task's share beside its answer's, and several rows of one prompt.
+
+    `rationale_prefix` opens the user's message where the rationale alone is asked for.
+    """
+
+    rationale_weight: float = 1.0
+    rationale_prefix: str = ""
+    prompts_alike: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,12 +55,20 @@ class Lessons:
     dropped: Mapping[str, int]
 
 
-def read_lessons(path: Path, *, task: TaskConfig, placement: Placement, gold: bool = False) -> Lessons:
-    """Composes every row's completion with the rationale placed as asked.
+def read_lessons(
+    path: Path,
+    *,
+    task: TaskConfig,
+    placement: Teaching,
+    gold: bool = False,
+    weighing: Weighing | None = None,
+) -> Lessons:
+    """Composes every row's completion with the rationale placed as asked; `multitask` makes two of a row.
 
     With `gold` the rows are a plain dataset: prompt and answer are the fields that the task names. A row that
     cannot be used is dropped and counted; TrainingError when none is left.
     """
+    weighing = weighing or Weighing()
     kept: list[Lesson] = []
     dropped: Counter[str] = Counter()
     for row in read_rows(path, required=task.prompt_fields() if gold else ("prompt",)):
@@ -46,17 +76,56 @@ def read_lessons(path: Path, *, task: TaskConfig, placement: Placement, gold: bo
         if isinstance(lesson, str):
             dropped[lesson] += 1
         else:
-            kept.append(lesson)
+            kept.append(lesson.composed)
+            if placement == "multitask":
+                kept.append(_rationale_task(lesson, weighing))
     if not kept:
         reasons = ", ".join(f"{count} with {reason}" for reason, count in dropped.most_common(3))
         raise TrainingError(
-            f"{path}: no row can be trained on ({reasons or 'it is empty'}); rows need a prompt and an answer"
+            f"{path}: no row can be trained on ({reasons or 'it is empty'}); rows need a prompt, an answer"
+            " and, unless placement is answer_only, a reasoning"
         )
+    if weighing.prompts_alike:
+        kept = _prompts_alike(kept)
     return Lessons(kept=tuple(kept), dropped=dict(dropped))
 
 
-def _lesson(row: Row, task: TaskConfig, placement: Placement, *, gold: bool) -> Lesson | str:
-    """The row's lesson, or why it has none."""
+@dataclass(frozen=True, slots=True)
+class _Read:
+    """What a row says: its lesson, and the rationale that a task of its own would be about."""
+
+    composed: Lesson
+    reasoning: str
+
+
+def _rationale_task(read: _Read, weighing: Weighing) -> Lesson:
+    """The second task of "distilling step by step" (arXiv 2305.02301): the rationale alone, on a prompt that
+    asks for it. The first task's prompt stays as serving will send it.
+    """
+    last = max(i for i, message in enumerate(read.composed.prompt) if message["role"] == "user")
+    asked = read.composed.prompt[last]
+    prompt = list(read.composed.prompt)
+    prompt[last] = {**asked, "content": f"{weighing.rationale_prefix}{asked['content']}"}
+    return Lesson(
+        line=read.composed.line,
+        prompt=tuple(prompt),
+        completion=read.reasoning,
+        group=read.composed.group,
+        weight=weighing.rationale_weight,
+    )
+
+
+def _prompts_alike(lessons: Sequence[Lesson]) -> list[Lesson]:
+    """The lessons with those of one prompt sharing the weight of one."""
+    keys = [json.dumps(lesson.prompt) for lesson in lessons]
+    counts = Counter(keys)
+    return [
+        replace(lesson, weight=lesson.weight / counts[key]) for lesson, key in zip(lessons, keys, strict=True)
+    ]
+
+
+def _lesson(row: Row, task: TaskConfig, placement: Teaching, *, gold: bool) -> _Read | str:
+    """What the row teaches, or why it teaches nothing."""
     try:
         prompt = tuple(task.messages(row.fields)) if gold else _messages(row.fields["prompt"])
     except DataError as error:
@@ -69,11 +138,21 @@ def _lesson(row: Row, task: TaskConfig, placement: Placement, *, gold: bool) -> 
         return "no answer"
     if placement != "answer_only" and not parsed.reasoning:
         return "no reasoning"
-    completion = compose(parsed.reasoning, parsed.answer, marker=marker, placement=placement)
+    if placement == "multitask" and not any(message["role"] == "user" for message in prompt):
+        return "a prompt without a user's message"
+    placed: Placement = "answer_only" if placement == "multitask" else placement
+    completion = compose(parsed.reasoning, parsed.answer, marker=marker, placement=placed)
+    line = compose(None, parsed.answer, marker=marker, placement="answer_only")
+    start = 0 if placed == "answer_then_rationale" else len(completion) - len(line)
     group = row.fields.get("group")
-    return Lesson(
-        line=row.line, prompt=prompt, completion=completion, group=None if group is None else str(group)
+    lesson = Lesson(
+        line=row.line,
+        prompt=prompt,
+        completion=completion,
+        group=None if group is None else str(group),
+        answer=(start, start + len(line)),
     )
+    return _Read(composed=lesson, reasoning=parsed.reasoning or "")
 
 
 def _parsed(fields: Mapping[str, Any], marker: str) -> Parsed:

@@ -14,6 +14,12 @@ from decant_distill.train.ranks import Ranks
 
 Dtype = Literal["bfloat16", "float16", "float32"]
 
+# T5 and its like come without a template: the prompt as it is, closed by the end token their encoder expects.
+_TWO_SIDES_TEMPLATE = (
+    "{% for message in messages %}{{ message['content'] }}{% if not loop.last %}{{ '\n' }}{% endif %}"
+    "{% endfor %}{{ eos_token }}"
+)
+
 
 def require_training_stack(*, quantized: bool) -> None:
     """MissingExtraError unless the libraries of the `train` extra are there; quiets what they log."""
@@ -44,32 +50,69 @@ def load_tokenizer(folder: Path) -> Any:
         raise ArtifactError(f"{folder}: has no tokenizer (no tokenizer_config.json in it)")
     loader: Any = AutoTokenizer
     try:
-        return loader.from_pretrained(str(folder.absolute()), local_files_only=True)
+        tokenizer = loader.from_pretrained(str(folder.absolute()), local_files_only=True)
     except (OSError, ValueError) as error:
         raise ArtifactError(f"{folder}: its tokenizer cannot be loaded ({_first_line(error)})") from None
+    if tokenizer.chat_template is None and (folder / "config.json").is_file() and is_encoder_decoder(folder):
+        tokenizer.chat_template = _TWO_SIDES_TEMPLATE
+    return tokenizer
+
+
+def is_encoder_decoder(folder: Path) -> bool:
+    """Whether the folder's model reads the prompt with an encoder of its own, as T5 does."""
+    return bool(_described(folder).get("is_encoder_decoder", False))
+
+
+def decoder_start(folder: Path) -> int | None:
+    """The id that an encoder-decoder starts its answers from; None for a decoder alone."""
+    if not is_encoder_decoder(folder):
+        return None
+    described = _described(folder)
+    start = described.get("decoder_start_token_id", described.get("pad_token_id"))
+    if not isinstance(start, int):
+        raise ArtifactError(f"{folder}/config.json: names no decoder_start_token_id; add it")
+    return start
+
+
+def check_dtype(folder: Path, dtype: Dtype) -> None:
+    """ArtifactError for an encoder-decoder in float16: T5's activations leave its range, and all is NaN."""
+    if dtype == "float16" and is_encoder_decoder(folder):
+        raise ArtifactError(
+            f"{folder}: is an encoder-decoder, which float16 overflows; use bfloat16 or float32"
+        )
+
+
+def check_vocabulary(folder: Path, *, most: int) -> None:
+    """TrainingError when the tokenizer writes ids that the model has no row for: any step would then fail."""
+    described = _described(folder)
+    size = described.get("vocab_size", (described.get("text_config") or {}).get("vocab_size"))
+    if isinstance(size, int) and most >= size:
+        raise TrainingError(
+            f"{folder}: its tokenizer writes token {most}, but the model has {size} only;"
+            " take the tokenizer that belongs to the model, or resize its embeddings"
+        )
 
 
 def context_length(folder: Path, tokenizer: Any) -> int:
     """The most tokens that the folder's model and tokenizer both take."""
-    _require_folder(folder)
-    described = json.loads((folder / "config.json").read_bytes())
+    described = _described(folder)
     positions = described.get("max_position_embeddings")
     longest = tokenizer.model_max_length
     return min(longest, positions) if isinstance(positions, int) else longest
 
 
 def load_base(folder: Path, *, dtype: Dtype, nf4: bool) -> Any:
-    """The folder's causal language model in `dtype`, its linear layers in double-quantized NF4 if asked for.
+    """The folder's language model in `dtype`, its linear layers in double-quantized NF4 if asked for.
 
     QLoRA (arXiv 2305.14314) section 3; products of NF4 layers are computed in `dtype`.
     """
     import torch
-    from transformers import AutoModelForCausalLM, BitsAndBytesConfig
+    from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM, BitsAndBytesConfig
 
-    _require_folder(folder)
+    check_dtype(folder, dtype)
     sharded = Ranks.from_environment().sharded
     torch_dtype = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}[dtype]
-    loader: Any = AutoModelForCausalLM
+    loader: Any = AutoModelForSeq2SeqLM if is_encoder_decoder(folder) else AutoModelForCausalLM
     quantization = BitsAndBytesConfig(
         load_in_4bit=True,
         bnb_4bit_quant_type="nf4",
@@ -95,6 +138,14 @@ def load_base(folder: Path, *, dtype: Dtype, nf4: bool) -> Any:
     return model
 
 
+def load_adapter(folder: Path, base: Path, *, dtype: Dtype, nf4: bool) -> Any:
+    """A trained adapter over its base, in the numbers that it was trained over."""
+    from peft import PeftModel
+
+    loader: Any = PeftModel
+    return loader.from_pretrained(load_base(base, dtype=dtype, nf4=nf4), str(folder.absolute()))
+
+
 def nf4_layers(model: Any) -> dict[str, Any]:
     """The quantized linear layers of a model by name."""
     if importlib.util.find_spec("bitsandbytes") is None:
@@ -114,9 +165,31 @@ def build_student(config: TrainConfig) -> Any:
     set_seed(config.seed)
     if config.method == "full":
         # Weights stay float32: at small learning rates bf16 would round most updates away.
-        return load_base(config.base, dtype="float32", nf4=False)
-    model = load_base(config.base, dtype=config.compute_dtype, nf4=config.method == "qlora")
-    return with_adapters(model, config)
+        model = load_base(config.base, dtype="float32", nf4=False)
+    else:
+        model = load_base(config.base, dtype=config.compute_dtype, nf4=config.method == "qlora")
+        model = with_adapters(model, config)
+    if config.gradient_checkpointing:
+        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    return model
+
+
+def build_optimizer(model: Any, config: TrainConfig) -> Any:
+    """LoRA+'s AdamW (arXiv 2402.12354), where it is asked for; None leaves the Trainer to make its own."""
+    if config.lora_plus_ratio is None:
+        return None
+    from peft.optimizers import create_loraplus_optimizer
+    from torch.optim import AdamW
+
+    return create_loraplus_optimizer(
+        model=model,
+        optimizer_cls=AdamW,
+        lr=config.learning_rate,
+        loraplus_lr_ratio=config.lora_plus_ratio,
+        loraplus_weight_decay=config.weight_decay,
+    )
+
+
 
 
 def tidy_generation(model: Any, tokenizer: Any) -> None:
@@ -126,10 +199,14 @@ def tidy_generation(model: Any, tokenizer: Any) -> None:
     model.config.eos_token_id = tokenizer.eos_token_id
     model.config.pad_token_id = tokenizer.pad_token_id
     model.config.use_cache = True
+    start = {}
+    if model.config.is_encoder_decoder:
+        start = {"decoder_start_token_id": model.config.decoder_start_token_id}
     model.generation_config = GenerationConfig(
         bos_token_id=tokenizer.bos_token_id,
         eos_token_id=tokenizer.eos_token_id,
         pad_token_id=tokenizer.pad_token_id,
+        **start,
     )
 
 
@@ -141,13 +218,26 @@ def with_adapters(model: Any, config: TrainConfig) -> Any:
     if not all_linear:
         _check_targets(model, config.targets, base=config.base)
     settings = LoraConfig(
-        task_type="CAUSAL_LM",
+        task_type="SEQ_2_SEQ_LM" if model.config.is_encoder_decoder else "CAUSAL_LM",
         r=config.lora_r,
         lora_alpha=config.lora_alpha,
         lora_dropout=config.lora_dropout,
         target_modules=ALL_LINEAR if all_linear else list(config.targets),
+        use_rslora=config.adapter == "rslora",
+        use_dora=config.adapter == "dora",
+        init_lora_weights="pissa" if config.adapter == "pissa" else True,
     )
-    return get_peft_model(model, settings)
+    student = get_peft_model(model, settings)
+    if config.adapter == "pissa":
+        student.save_pretrained(str(pissa_start(config)), save_embedding_layers=False)
+    return student
+
+
+def pissa_start(config: TrainConfig) -> Path:
+    """Where a PiSSA adapter as it was before training lies until the student is published: the difference
+    is what a plain LoRA over the untouched base can carry.
+    """
+    return config.output.parent / f"{config.output.name}.checkpoints" / "pissa-start"
 
 
 def _check_targets(model: Any, targets: Sequence[str], *, base: Path) -> None:
@@ -160,9 +250,14 @@ def _check_targets(model: Any, targets: Sequence[str], *, base: Path) -> None:
             raise TrainingError(f"targets: {target} matches no linear layer of {base} (it has {known})")
 
 
-def _require_folder(folder: Path) -> None:
-    if not (folder / "config.json").is_file():
+def _described(folder: Path) -> dict[str, Any]:
+    file = folder / "config.json"
+    if not file.is_file():
         raise ArtifactError(f"{folder}: not a Hugging Face model folder (no config.json in it)")
+    try:
+        return dict(json.loads(file.read_bytes()))
+    except ValueError as error:
+        raise ArtifactError(f"{file}: is not JSON ({error}); restore the file") from None
 
 
 def _first_line(error: Exception) -> str:

@@ -99,6 +99,20 @@ class Surroundings:
     keep_best: Callable[[Any, int], None]
     report: Callable[[RunProgress, BatchPlan], None]
 
+    @classmethod
+    def quiet(cls, config: "TrainConfig", checkpoints: Checkpoints) -> "Surroundings":
+        """Those of a trial in this process alone, which nobody watches, judges or stops."""
+        return cls(
+            config=config,
+            checkpoints=checkpoints,
+            ranks=Ranks(),
+            events=EventLog(None),
+            request=StopRequest(),
+            judge=None,
+            keep_best=lambda _model, _step: None,
+            report=lambda _progress, _plan: None,
+        )
+
 
 @dataclass(slots=True)
 class Watch:
@@ -116,10 +130,10 @@ class Watch:
     step_began_s: float = field(default_factory=time.monotonic)
     stopped: bool = False
 
-    def loss(self, mean: "Tensor", logits: "Tensor", labels: "Tensor") -> "Tensor":
-        """This process's part of the batch's loss; one that is not finite ends the attempt."""
+    def loss(self, mean: "Tensor", logits: "Tensor", *, mass: float) -> "Tensor":
+        """This process's part of the batch's loss, of weight `mass`; one that is not finite ends the attempt."""
         ranks = self.around.ranks
-        loss = ranks.share(mean, logits, labels)
+        loss = ranks.share(mean, logits, mass=mass)
         value = ranks.total(loss.item()) / ranks.world
         self.series.losses.append(value)
         if not math.isfinite(value):

@@ -1,0 +1,113 @@
+"""What reading a teacher's scores costs a training step: `python benchmarks/teacher_scores_step.py --help`.
+
+Every batch is trained on twice, with and without scores, in alternating order; the ratio of each pair
+counts, so that a machine that slows down slows both.
+"""
+
+import argparse
+import json
+import statistics
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from decant.stats import bootstrap_percentile
+from decant_bench.hardware import describe_commit, describe_machine, describe_versions
+from decant_distill.train.batches import plan_batches
+from decant_distill.train.config import TrainConfig
+from decant_distill.train.encode import Example, encode
+from decant_distill.train.objective import Objective
+from decant_distill.train.rows import read_lessons
+from decant_distill.train.student import build_student, load_tokenizer, require_training_stack
+from decant_distill.train.teacher_scores import open_scores
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Prints the outcome as JSON."""
+    given = _parser().parse_args(arguments)
+    require_training_stack(quantized=given.method == "qlora")
+    import torch
+
+    torch.set_num_threads(given.threads)
+    config = TrainConfig(
+        base=given.base,
+        data=given.data,
+        output=Path("unused"),
+        method=given.method,
+        compute_dtype=given.dtype,
+        batch_tokens=given.batch_tokens,
+    )
+    examples = _examples(config, given.scores)
+    plan = _plan(examples, given.batch_tokens, given.steps)
+    ratios = _ratios(build_student(config).train(), examples, plan)[given.warmup :]
+    interval = bootstrap_percentile(ratios, 50, seed=0)
+    print(
+        json.dumps(
+            {
+                "step_time_ratio": {
+                    "median": statistics.median(ratios),
+                    "interval": [interval.low, interval.high],
+                    "n": len(ratios),
+                },
+                "bytes_per_token": open_scores(given.scores).info.bytes_per_token,
+                "machine": describe_machine(),
+                "versions": describe_versions(),
+                "commit": describe_commit(Path(__file__).parent),
+            },
+            indent=2,
+        )
+    )
+
+
+def _examples(config: TrainConfig, scores: Path) -> list[Example]:
+    tokenizer = load_tokenizer(config.base)
+    lessons = read_lessons(config.data, task=config.task, placement=config.placement).kept
+    examples = encode(tokenizer, lessons, base=str(config.base))
+    return open_scores(scores).attach(examples, lessons, tokenizer=tokenizer, data=config.data)
+
+
+def _plan(examples: Sequence[Example], batch_tokens: int, steps: int) -> Sequence[tuple[int, ...]]:
+    lengths = [len(example.ids) for example in examples]
+    return plan_batches(
+        lengths, token_budget=steps * batch_tokens, batch_tokens=batch_tokens, seed=0
+    ).batches[:steps]
+
+
+def _ratios(model: Any, examples: Sequence[Example], plan: Sequence[tuple[int, ...]]) -> list[float]:
+    """For each batch the time with scores over that without."""
+    objectives = (Objective(), Objective(teacher_weight=0.5))
+    ratios: list[float] = []
+    for number, batch in enumerate(plan):
+        rows = [examples[i] for i in batch]
+        order = (0, 1) if number % 2 else (1, 0)
+        took = {which: _step_s(model, objectives[which], rows) for which in order}
+        ratios.append(took[1] / took[0])
+    return ratios
+
+
+def _step_s(model: Any, objective: Objective, rows: Sequence[Example]) -> float:
+    started_s = time.perf_counter()
+    batch = objective.batch(rows)
+    labels = batch.pop("labels")
+    objective.loss(model(**batch).logits, labels).backward()
+    model.zero_grad()
+    return time.perf_counter() - started_s
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--base", type=Path, required=True, help="student before training")
+    parser.add_argument("--data", type=Path, required=True, help="curated rows")
+    parser.add_argument("--scores", type=Path, required=True, help="their scores, from decant logits")
+    parser.add_argument("--method", choices=["qlora", "lora", "full"], default="qlora")
+    parser.add_argument("--dtype", choices=["bfloat16", "float32"], default="float32")
+    parser.add_argument("--batch-tokens", type=int, default=2048)
+    parser.add_argument("--steps", type=int, default=120)
+    parser.add_argument("--warmup", type=int, default=20, help="steps that do not count")
+    parser.add_argument("--threads", type=int, default=1)
+    return parser
+
+
+if __name__ == "__main__":
+    main()
