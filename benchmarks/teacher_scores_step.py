@@ -12,8 +12,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from decant.stats import bootstrap_percentile
 from decant_bench.hardware import describe_commit, describe_machine, describe_versions
+
+from decant.stats import bootstrap_percentile
 from decant_distill.train.batches import plan_batches
 from decant_distill.train.config import TrainConfig
 from decant_distill.train.encode import Example, encode

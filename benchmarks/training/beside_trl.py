@@ -75,9 +75,7 @@ def run_decant(given: argparse.Namespace, folder: Path) -> list[float]:
     plan = BatchPlan(batches, tokens, tokens, (1,) * len(batches), len(batches))
     config = settings(given, folder)
     around = Surroundings.quiet(config, Checkpoints.beside(config.output))
-    outcome = fit(
-        build_student(config), examples, lambda _spares: plan, objective=Objective(), around=around
-    )
+    outcome = fit(build_student(config), examples, lambda _spares: plan, objective=Objective(), around=around)
     return list(outcome.progress.seconds)
 
 

@@ -69,9 +69,7 @@ class DevSet:
             if lesson.answer is not None
         ]
         lessons, examples = [lesson for lesson, _ in rows], [example for _, example in rows]
-        found = score(
-            model, self.tokenizer, lessons, examples, objective=self.objective, task=self.task
-        )
+        found = score(model, self.tokenizer, lessons, examples, objective=self.objective, task=self.task)
         return found.correct
 
 

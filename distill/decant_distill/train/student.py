@@ -190,8 +190,6 @@ def build_optimizer(model: Any, config: TrainConfig) -> Any:
     )
 
 
-
-
 def tidy_generation(model: Any, tokenizer: Any) -> None:
     """Makes the model's generation settings name the tokenizer's end token, and nothing else."""
     from transformers import GenerationConfig
