@@ -21,7 +21,7 @@ pytestmark = [
 ]
 
 RANKS = 2
-TOOL = {
+TOOL: dict[str, Any] = {
     "type": "function",
     "function": {
         "name": "pick",
