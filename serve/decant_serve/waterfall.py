@@ -12,6 +12,7 @@ from pydantic import Field
 
 from decant.config import Config
 from decant.errors import ConfigError, DataError, EndpointError
+from decant.wire import parse_error
 
 _BAR = 44
 _LIMIT_S = 10.0
@@ -214,6 +215,7 @@ def _from_server(config: WaterfallConfig) -> Mapping[str, Any]:
     except (httpx.HTTPError, httpx.InvalidURL, ValueError) as error:
         raise EndpointError(f"{url}: no answer that can be read ({type(error).__name__})") from None
     if response.status_code != 200:
-        told = body.get("error", {}).get("message", "") if isinstance(body, dict) else ""
-        raise EndpointError(f"{url}: answered {response.status_code} {told}".rstrip())
+        error = parse_error(body)
+        told = f" ({error.message})" if error else ""
+        raise EndpointError(f"{url}: answered {response.status_code}{told}")
     return cast("dict[str, Any]", body)

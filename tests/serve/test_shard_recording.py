@@ -10,9 +10,10 @@ import pytest
 from decant_serve.shards.collectives import hook_collectives
 from decant_serve.shards.cuda_events import EventRecorder
 from decant_serve.shards.recorder import ClockRecorder, PromptLengths, StepHead
-from decant_serve.shards.recording import Place, Recording
+from decant_serve.shards.recording import FOLDER_VARIABLE, Place, Recording
 from decant_serve.shards.ring import RingReader, RingWriter
 from decant_serve.shards.steps import KINDS, RankStep, read_payload
+from decant_serve.shards.worker import RecordingWorker
 
 HEAD = StepHead(0, 1, ())
 
@@ -86,6 +87,27 @@ class Scheduled:
 
     def __post_init__(self) -> None:
         self.scheduled_cached_reqs = self.scheduled_cached_reqs or Cached([], [])
+
+
+class VllmWorker:
+    """Stands where vLLM's worker stands: it has no output before it samples, and fails when it is told to."""
+
+    fails = False
+
+    def init_device(self) -> None:
+        """Does nothing."""
+
+    def execute_model(self, scheduler_output: Scheduled) -> str | None:
+        if self.fails:
+            raise RuntimeError("out of memory")
+        return None if scheduler_output.num_scheduled_tokens else "nothing to do"
+
+    def sample_tokens(self, grammar_output: object) -> str:
+        return f"tokens of {grammar_output}"
+
+
+class Worker(RecordingWorker, VllmWorker):
+    """The two together, as in vLLM's processes."""
 
 
 @dataclass
@@ -191,10 +213,9 @@ def test_a_prompt_is_prefill_until_it_is_computed_and_a_cached_part_is_not_read_
 
 
 def test_the_first_rank_names_the_requests_of_each_step(tmp_path: Path) -> None:
-    ring = RingWriter(tmp_path / "r.ring", note={})
-    reader = RingReader(tmp_path / "r.ring")
-    recorder = ClockRecorder(0, clock=Ticks(), emit=lambda step: ring.write(b"S" + step.to_bytes()) and None)
-    recording = Recording(Place(0, 2), recorder, ring)
+    steps: list[RankStep] = []
+    recorder = ClockRecorder(0, clock=Ticks(), emit=steps.append)
+    recording = Recording(Place(0, 2), recorder, RingWriter(tmp_path / "r.ring", note={}))
     recording.begin(Scheduled({"a": 5}, scheduled_new_reqs=[New("a", 5, 0)]))
     recording.executed(is_over=False)
     recording.resume()
@@ -203,10 +224,31 @@ def test_the_first_rank_names_the_requests_of_each_step(tmp_path: Path) -> None:
     recording.executed(is_over=True)
     recording.begin(Scheduled({"a": 1}, scheduled_cached_reqs=Cached(["a"], [5])))
     recording.executed(is_over=True)
-    steps = [read_payload(payload) for payload in reader.read()]
-    assert all(isinstance(step, RankStep) for step in steps)
-    told = [(step.step, step.members[0].tokens, step.members[0].is_prefill) for step in steps if step]  # type: ignore[union-attr]
+    told = [(step.step, step.members[0].tokens, step.members[0].is_prefill) for step in steps]
     assert told == [(0, 5, True), (1, 1, False)]
+
+
+def test_a_worker_answers_as_before_and_its_steps_are_recorded(tmp_path: Path) -> None:
+    steps: list[RankStep] = []
+    worker = Worker()
+    recorder = ClockRecorder(0, clock=Ticks(), emit=steps.append)
+    worker.decant_recording = Recording(Place(0, 1), recorder, RingWriter(tmp_path / "r.ring", note={}))
+    assert worker.execute_model(Scheduled({})) == "nothing to do"
+    assert worker.execute_model(Scheduled({"a": 5})) is None
+    assert worker.sample_tokens("grammar") == "tokens of grammar"
+    worker.fails = True
+    with pytest.raises(RuntimeError, match="out of memory"):
+        worker.execute_model(Scheduled({"a": 1}))
+    assert [step.members[0].tokens for step in steps] == [5]
+
+
+def test_a_worker_that_is_given_no_folder_works_without_records(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv(FOLDER_VARIABLE, raising=False)
+    worker = Worker()
+    worker.init_device()
+    assert worker.decant_recording is None
+    assert worker.execute_model(Scheduled({"a": 1})) is None
+    assert worker.sample_tokens(1) == "tokens of 1"
 
 
 def test_a_fault_in_the_recording_turns_it_off_and_lets_the_worker_go_on(tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ from decant_serve.breakdown import break_down
 from decant_serve.engines.protocol import EngineSettings
 from decant_serve.engines.vllm import Vllm, build
 from decant_serve.engines.vllm_runtime import VllmRuntime, cpu_plan, find_runtime
-from decant_serve.openai_errors import ApiFault, from_engine
+from decant_serve.openai_errors import from_engine
 from decant_serve.passage import Passage
 from decant_serve.shards.collector import ShardCollector, request_id_of
 from decant_serve.shards.ledger import Marks
@@ -173,31 +173,6 @@ def test_too_long_a_prompt_gets_the_code_that_clients_look_for() -> None:
     message = "This model's maximum context length is 512 tokens. However, your prompt contains 900."
     told = {"error": {"message": message, "type": "BadRequestError", "param": "input_tokens", "code": 400}}
     assert from_engine(400, json.dumps(told).encode(), {}).code == "context_length_exceeded"
-
-
-@pytest.mark.parametrize(("template", "has"), [("{{ tools }}", True), ("{{ messages }}", False)])
-def test_tools_are_a_feature_only_where_the_template_shows_them(
-    settings: Callable[..., EngineSettings], template: str, has: bool
-) -> None:
-    asked = settings()
-    assert asked.target.path is not None
-    (asked.target.path / "chat_template.jinja").write_text(template)
-
-    async def probe() -> Any:
-        transport = httpx.MockTransport(lambda _: httpx.Response(200))
-        async with httpx.AsyncClient(transport=transport, base_url="http://engine") as client:
-            return await Vllm(asked, RUNTIME, None).probe(client)
-
-    assert ("tools" in asyncio.run(probe()).chat) is has
-
-
-@pytest.mark.parametrize("choice", [{}, {"tool_choice": "auto"}])
-def test_a_call_that_the_model_may_make_or_not_is_refused(
-    settings: Callable[..., EngineSettings], choice: dict[str, Any]
-) -> None:
-    engine = Vllm(settings(), RUNTIME, None)
-    with pytest.raises(ApiFault, match="needs required, none or a named function"):
-        engine.prepare({"tools": [{"type": "function"}], **choice})
 
 
 def test_what_vllm_says_of_its_time_explains_the_engine_stage() -> None:

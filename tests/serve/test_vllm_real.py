@@ -21,7 +21,7 @@ pytestmark = [
 ]
 
 RANKS = 2
-TOOL = {
+TOOL: dict[str, Any] = {
     "type": "function",
     "function": {
         "name": "pick",
@@ -153,28 +153,13 @@ def test_what_the_engine_says_it_honours_it_honours(server: Any) -> None:
     )
 
 
-def test_a_schema_holds_and_tools_that_the_template_hides_are_refused(server: Any) -> None:
+def test_a_schema_holds_and_tools_are_refused(server: Any) -> None:
     schema = {"name": "answer", "schema": TOOL["function"]["parameters"]}
     options = {"max_tokens": 200, "temperature": 1.0, "seed": 3}
     answer = server.chat("hi", response_format={"type": "json_schema", "json_schema": schema}, **options)
     assert set(json.loads(text(answer))) == {"yes"}
     refused = server.chat("hi", tools=[TOOL], tool_choice="required", **options)
     assert (refused.status_code, refused.json()["error"]["param"]) == (400, "tools")
-
-
-def test_a_chosen_tool_is_called(serve: Callable[..., Any], tool_model: Any, tmp_path: Path) -> None:
-    folder = tool_model.save(tmp_path / "tools")
-    engine = ("--engine", "vllm", "--engine-python", PYTHON, "--context", 512, "--golden", "skip")
-    with serve(folder, *engine) as running:
-        running.http.timeout = 120.0
-        for choice in ({"type": "function", "function": {"name": "pick"}}, "required"):
-            options = {"tools": [TOOL], "tool_choice": choice, "max_tokens": 200, "temperature": 1.0}
-            message = running.chat("hi", **options, seed=3).json()["choices"][0]["message"]
-            (call,) = message["tool_calls"]
-            assert call["function"]["name"] == "pick"
-            assert set(json.loads(call["function"]["arguments"])) == {"yes"}
-        unclear = running.chat("hi", tools=[TOOL]).json()["error"]
-        assert (unclear["param"], unclear["code"]) == ("tool_choice", "unsupported_value")
 
 
 def test_too_long_a_prompt_is_refused_in_the_shape_of_openai(server: Any) -> None:

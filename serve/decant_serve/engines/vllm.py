@@ -1,12 +1,9 @@
 """Hugging Face checkpoints through vLLM's own server: tensor parallel, and timed rank by rank."""
 
-import asyncio
 import os
-import re
 import shutil
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +16,6 @@ from decant_serve.calls import Features
 from decant_serve.engines.local import HOST, ask, is_healthy
 from decant_serve.engines.protocol import EngineDescription, EngineSettings, Launch, Upstream
 from decant_serve.engines.vllm_runtime import CpuPlan, VllmRuntime, cpu_plan, find_runtime
-from decant_serve.openai_errors import refusal
 from decant_serve.shards.collector import ShardSource
 from decant_serve.shards.recording import FOLDER_VARIABLE
 
@@ -36,9 +32,7 @@ _SAMPLING = frozenset(
         *("presence_penalty", "frequency_penalty", "repetition_penalty", "logit_bias", "response_format"),
     }
 )
-_TOOLS = frozenset({"tools", "tool_choice", "parallel_tool_calls"})
 FEATURES = Features(chat=_SAMPLING | {"max_completion_tokens", "top_logprobs"}, completions=_SAMPLING)
-TOOL_FEATURES = replace(FEATURES, chat=FEATURES.chat | _TOOLS)
 
 
 def build(settings: EngineSettings) -> "Vllm":
@@ -87,10 +81,8 @@ class Vllm:
         return Launch(command, environment)
 
     async def probe(self, client: httpx.AsyncClient) -> Features | None:
-        """It listens once the model is loaded. Tools that its template does not show stay unseen."""
-        if not await is_healthy(client):
-            return None
-        return TOOL_FEATURES if await asyncio.to_thread(_knows_tools, self._model) else FEATURES
+        """It listens once the model is loaded."""
+        return FEATURES if await is_healthy(client) else None
 
     async def observe(
         self, client: httpx.AsyncClient, messages: Sequence[Mapping[str, str]], max_tokens: int
@@ -109,13 +101,7 @@ class Vllm:
         return _observation(answer)
 
     def prepare(self, body: Mapping[str, Any]) -> Mapping[str, Any]:
-        """As it is. ApiFault for tools that the model may call or not: each family writes these otherwise."""
-        if body.get("tools") and body.get("tool_choice") in (None, "auto"):
-            raise refusal(
-                "tool_choice: the vllm engine needs required, none or a named function here",
-                param="tool_choice",
-                code="unsupported_value",
-            )
+        """Taken as it is."""
         return body
 
     def _package(self) -> Path:
@@ -156,13 +142,6 @@ def server_command(
     if worker_class is not None:
         command += ["--worker-cls", worker_class]
     return tuple(command)
-
-
-def _knows_tools(folder: Path) -> bool:
-    """Whether the chat template mentions tools, wherever it lies."""
-    files = [folder / "chat_template.jinja", folder / "tokenizer_config.json"]
-    found = [file.read_text(encoding="utf-8") for file in files if file.is_file()]
-    return any(re.search(r"\btools\b", text) for text in found)
 
 
 def _observation(answer: Mapping[str, Any]) -> Observation:

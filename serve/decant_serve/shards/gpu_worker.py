@@ -3,7 +3,7 @@
 from typing import Any
 
 # Only vLLM's own processes import this module: the class has to stand at its top.
-from vllm.v1.worker.gpu_worker import Worker  # pyright: ignore[reportMissingImports]
+from vllm.v1.worker.gpu_worker import Worker  # pyright: ignore[reportMissingImports, reportUnknownVariableType]
 
 from decant_serve.shards.cuda_events import event_recorder
 from decant_serve.shards.recording import MakeRecorder
@@ -15,6 +15,6 @@ class GpuWorker(RecordingWorker, Worker):  # pyright: ignore[reportUntypedBaseCl
 
     def decant_recorder(self) -> tuple[MakeRecorder, str]:
         """Graphs replay without Python, so that under them only whole steps can be timed."""
-        config: Any = self.vllm_config  # pyright: ignore[reportAttributeAccessIssue]
-        eager = bool(config.model_config.enforce_eager)
+        vllm_worker: Any = self
+        eager = bool(vllm_worker.vllm_config.model_config.enforce_eager)
         return event_recorder, "cuda_events" if eager else "cuda_events_whole_step"

@@ -1,5 +1,6 @@
 """What a vLLM worker of ours does beside its work: it records its steps, and never fails because of that."""
 
+import importlib
 import logging
 import os
 import time
@@ -132,9 +133,8 @@ def start_recording(make: MakeRecorder, *, method: str) -> Recording | None:
 
 
 def _start(make: MakeRecorder, folder: Path, *, method: str) -> Recording:
-    from vllm.distributed import parallel_state
-
-    group: Any = parallel_state.get_tp_group()
+    parallel_state: Any = importlib.import_module("vllm.distributed.parallel_state")
+    group = parallel_state.get_tp_group()
     place = Place(group.rank_in_group, group.world_size)
     note = {"rank": place.rank, "ranks": place.size, "method": method, "pid": os.getpid()}
     ring = RingWriter(folder / f"rank-{place.rank}.ring", note=note)

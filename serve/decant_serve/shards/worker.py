@@ -16,19 +16,20 @@ class RecordingWorker:
 
     def init_device(self) -> None:
         """The parallel groups exist from here on."""
-        super().init_device()  # pyright: ignore[reportAttributeAccessIssue] (vLLM's worker stands behind)
+        vllm_worker: Any = super()
+        vllm_worker.init_device()
         make, method = self.decant_recorder()
         self.decant_recording = start_recording(make, method=method)
 
     def execute_model(self, scheduler_output: Any) -> Any:
         """One engine step, up to its logits."""
         recording = self.decant_recording
-        run = super().execute_model  # pyright: ignore[reportAttributeAccessIssue]
+        vllm_worker: Any = super()
         if recording is None:
-            return run(scheduler_output)
+            return vllm_worker.execute_model(scheduler_output)
         recording.begin(scheduler_output)
         try:
-            output = run(scheduler_output)
+            output = vllm_worker.execute_model(scheduler_output)
         except BaseException:
             recording.abandon()
             raise
@@ -38,12 +39,12 @@ class RecordingWorker:
     def sample_tokens(self, grammar_output: Any) -> Any:
         """The rest of the step."""
         recording = self.decant_recording
-        run = super().sample_tokens  # pyright: ignore[reportAttributeAccessIssue]
+        vllm_worker: Any = super()
         if recording is None:
-            return run(grammar_output)
+            return vllm_worker.sample_tokens(grammar_output)
         recording.resume()
         try:
-            output = run(grammar_output)
+            output = vllm_worker.sample_tokens(grammar_output)
         except BaseException:
             recording.abandon()
             raise
