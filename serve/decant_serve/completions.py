@@ -165,8 +165,10 @@ class Completions:
 def _require_json(headers: Headers) -> None:
     """ApiFault 415 for the types that a page of another site could make a browser send here unasked."""
     kind = headers.get("content-type", "").partition(";")[0].strip().lower()
-    if kind in _FORM_TYPES:
-        raise wrong_type(kind)
+    # A body without a type needs no leave of ours either; browsers say where such a request comes from.
+    from_elsewhere = headers.get("sec-fetch-site", "none") not in ("none", "same-origin")
+    if kind in _FORM_TYPES or (from_elsewhere and not kind):
+        raise wrong_type(kind or "nothing in particular")
 
 
 def _passage(call: Call, exchange: Exchange, headers: Headers) -> Passage:

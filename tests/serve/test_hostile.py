@@ -97,6 +97,13 @@ def test_what_a_page_of_another_site_could_send_unasked_is_a_415(server: Any, ki
     assert answer.json()["error"]["param"] == "Content-Type"
 
 
+def test_a_body_without_a_type_is_taken_from_anywhere_but_another_site(server: Any) -> None:
+    assert server.http.post(CHAT, content=good(server)).status_code == 200
+    for site, status in (("same-origin", 200), ("cross-site", 415), ("same-site", 415)):
+        answer = server.http.post(CHAT, content=good(server), headers={"sec-fetch-site": site})
+        assert answer.status_code == status
+
+
 @pytest.mark.parametrize("kind", ["application/json", "application/json; charset=utf-8", "APPLICATION/JSON"])
 def test_json_is_taken_however_it_is_written(server: Any, kind: str) -> None:
     assert server.http.post(CHAT, content=good(server), headers={"content-type": kind}).status_code == 200

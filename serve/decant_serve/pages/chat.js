@@ -154,7 +154,11 @@ function showOptionCount() {
 async function send(event) {
   event.preventDefault();
   const question = byId("question").value.trim();
-  if (!question || running || models.length === 0) return;
+  if (!question || running) return;
+  if (models.length === 0) {
+    for (const pane of panes) pane.log.replaceChildren(element("p", { class: "empty fault", role: "alert" }, "The server has named no model yet. It may need an API key."));
+    return;
+  }
   byId("question").value = "";
   running = new AbortController();
   setBusy(true);
