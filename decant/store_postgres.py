@@ -95,9 +95,8 @@ class PostgresDatabase:
         return insert(table).on_conflict_do_nothing(index_elements=["key"])
 
     def _explained(self, error: DBAPIError) -> StoreError:
-        import psycopg
-
-        state = error.orig.sqlstate if isinstance(error.orig, psycopg.Error) else None
+        # The driver's errors carry the server's code, except where no connection came up.
+        state: str | None = getattr(error.orig, "sqlstate", None)
         words = " ".join(str(error.orig).split())
         if state in _COLLISIONS:
             return StoreCollision(f"{self.name}: {words}")

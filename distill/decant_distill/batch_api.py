@@ -4,7 +4,7 @@ import asyncio
 from collections.abc import AsyncIterator
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Self, cast
 
 import httpx
 
@@ -136,7 +136,7 @@ def _object(response: httpx.Response) -> dict[str, Any]:
     except ValueError:
         body = None
     if response.is_success and isinstance(body, dict):
-        return body
+        return cast(dict[str, Any], body)
     found = parse_error(body)
     said = found.message if found else response.text[:300]
     words = f"{response.request.url}: HTTP {response.status_code}: {said}"

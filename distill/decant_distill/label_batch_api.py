@@ -93,16 +93,15 @@ class BatchLabeling:
 
     async def _round(self, registered: Registered, progress: Progress) -> None:
         """Takes up the batches that are out, then submits what is open, and waits for all of them."""
-        waited: dict[str, asyncio.Task[None]] = {}
         left_usd = self._options.budget_usd and self._options.budget_usd - registered.paid_usd
         check = open_requests(self._job, self._store)
         await asyncio.to_thread(check_budget, check, prices=self._options.prices, left_usd=left_usd)
         try:
             async with asyncio.TaskGroup() as tasks:
                 for owner in await asyncio.to_thread(self._out):
-                    waited[owner] = tasks.create_task(self._see_through(owner, progress))
+                    tasks.create_task(self._see_through(owner, progress))
                 async for owner in self._new():
-                    waited[owner] = tasks.create_task(self._see_through(owner, progress))
+                    tasks.create_task(self._see_through(owner, progress))
         except BaseExceptionGroup as group:
             raise next((one for one in group.exceptions if isinstance(one, DecantError)), group) from None
 

@@ -339,3 +339,13 @@ def test_characters_that_no_database_holds_are_replaced(store: RequestStore) -> 
 
 def test_nothing_to_add_is_nothing_added(store: RequestStore) -> None:
     assert (store.add([]), store.reopen([]), store.get_many([])) == (0, 0, {})
+
+
+def test_what_an_owner_holds_can_be_listed_and_rows_forgotten(store: RequestStore) -> None:
+    store.add(new(key) for key in "abcd")
+    store.lease(2, "batch/1", 60)
+    store.lease(1, "batch/2", 60)
+    assert store.lease_owners() == ["batch/1", "batch/2"]
+    assert keys(list(store.held_by("batch/1"))) == ["a", "b"]
+    assert store.forget(["a", "d", "unknown"]) == 2
+    assert keys(list(store.labels())) == ["b", "c"]

@@ -79,18 +79,19 @@ def test_a_question_that_was_labeled_is_answered_from_the_store(server: Any) -> 
 
 
 def test_text_in_parts_is_the_same_question_and_reasoning_stands_apart(server: Any) -> None:
-    messages = chat("thought")
-    messages[1]["content"] = [{"type": "text", "text": "thou"}, {"type": "text", "text": "ght"}]  # type: ignore[assignment]
+    messages: list[Any] = chat("thought")
+    messages[1]["content"] = [{"type": "text", "text": "thou"}, {"type": "text", "text": "ght"}]
     answer = ask(server, "thought", messages=messages)
     message = answer.json()["choices"][0]["message"]
     assert (message["content"], message["reasoning_content"]) == ("Answer: é", "hm")
 
 
 def test_a_streaming_client_gets_a_stream_with_its_usage(server: Any) -> None:
+    messages: Any = chat("known")
     with openai.OpenAI(base_url=server.base_url, api_key="none", max_retries=0) as client:
         stream = client.chat.completions.create(
             model=server.model,
-            messages=chat("known"),  # type: ignore[arg-type]
+            messages=messages,
             stream=True,
             stream_options={"include_usage": True},
         )
