@@ -3,7 +3,7 @@
 import asyncio
 import hmac
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
@@ -38,6 +38,9 @@ _HEADERS = {
     "referrer-policy": "no-referrer",
     "x-content-type-options": "nosniff",
 }
+
+
+_STATUSES: Mapping[type[DecantError], int] = {StoreError: 409, DataError: 422}
 
 
 class DecisionBody(Config):
@@ -213,8 +216,7 @@ def _answered(endpoint: _Endpoint) -> _Endpoint:
         try:
             return await endpoint(request)
         except DecantError as error:
-            status = {StoreError: 409, DataError: 422, ConfigError: 400}.get(type(error), 400)
-            return JSONResponse({"error": str(error)}, status_code=status)
+            return JSONResponse({"error": str(error)}, status_code=_STATUSES.get(type(error), 400))
 
     return answer
 
