@@ -31,8 +31,8 @@ def rows_of(given: argparse.Namespace) -> list[dict[str, list[int]]]:
 
     vocabulary = len(load_tokenizer(given.model))
     generator = np.random.default_rng(given.seed)
-    drawn: Any = generator.integers(given.length // 2, given.length + 1, size=given.rows * given.steps)
-    lengths: list[int] = drawn.tolist()
+    count, shortest, longest = int(given.rows * given.steps), int(given.length // 2), int(given.length)
+    lengths = [int(generator.integers(shortest, longest + 1)) for _ in range(count)]
     return [_row(generator.integers(0, vocabulary, size=length).tolist()) for length in lengths]
 
 
