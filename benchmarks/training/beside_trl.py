@@ -31,8 +31,8 @@ def rows_of(given: argparse.Namespace) -> list[dict[str, list[int]]]:
 
     vocabulary = len(load_tokenizer(given.model))
     generator = np.random.default_rng(given.seed)
-    drawn: Any = generator.integers(given.length // 2, given.length + 1, size=given.rows * given.steps)
-    lengths: list[int] = drawn.tolist()
+    count, shortest, longest = int(given.rows * given.steps), int(given.length // 2), int(given.length)
+    lengths = [int(generator.integers(shortest, longest + 1)) for _ in range(count)]
     return [_row(generator.integers(0, vocabulary, size=length).tolist()) for length in lengths]
 
 
@@ -102,11 +102,14 @@ def run_trl(given: argparse.Namespace, folder: Path) -> list[float]:
             seconds.append(time.monotonic() - self.began_s)
 
     config = settings(given, folder)
+    rows = rows_of(given)
+    table = datasets.table.InMemoryTable.from_pydict({name: [row[name] for row in rows] for name in rows[0]})
     trainer: Any = trl.SFTTrainer(
         model=load_base(config.base, dtype=config.compute_dtype, nf4=True),
         processing_class=load_tokenizer(config.base),
         args=trl.SFTConfig(**_trl_settings(given, folder)),
-        train_dataset=datasets.Dataset.from_list(rows_of(given)),
+        # Named, so that datasets need not hash its table: with some pyarrow versions it cannot.
+        train_dataset=datasets.Dataset(table, fingerprint="rows"),
         peft_config=LoraConfig(
             task_type="CAUSAL_LM",
             r=config.lora_r,

@@ -74,11 +74,11 @@ def find_needs(config: "TrainConfig") -> Needs:
     plain = [_kept_bytes(config, rows, length, checkpointed=False) for rows in (1, 2)]
     saved = [_kept_bytes(config, rows, length, checkpointed=True) for rows in (1, 2)]
     layers = max(1, int(model.config.num_hidden_layers))
-    # At its peak the backward pass also holds gradients as large as the largest tensor (the logits): two
-    # without checkpointing, one and a whole layer made again with it.
+    # At its peak the backward pass also holds gradients as large as the largest tensor, the logits. With
+    # checkpointing that is over when a whole layer, made again, is there.
     peaks = [kept + 2 * largest for kept, largest in plain]
     again = [
-        kept + (whole - kept) / layers + largest
+        kept + max(2 * largest, (whole - kept) / layers)
         for (kept, largest), (whole, _) in zip(saved, plain, strict=True)
     ]
     return Needs(
