@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from decant.client import ApiError, OpenAIClient
+from decant.errors import ConfigError
 from decant_bench.wire_client import WireClient, open_load_client, stamps_of
 
 Answer = Callable[[asyncio.StreamReader, asyncio.StreamWriter, int], Awaitable[None]]
@@ -152,8 +153,14 @@ async def test_what_the_kernel_cannot_stamp_is_said_to_be_stamped_when_read(
 ) -> None:
     assert stamps_of("http://127.0.0.1:8000/v1") == "kernel"
     assert stamps_of("https://api.example.com/v1") == "read"
+    assert stamps_of("http://me:secret@127.0.0.1/v1") == "read"
     monkeypatch.setenv("http_proxy", "http://proxy.example.com:3128")
     assert stamps_of("http://api.example.com/v1") == "read"
     assert stamps_of("http://127.0.0.1:8000/v1") == "kernel"
     async with open_load_client("https://api.example.com/v1", api_key=None, timeout_s=1.0) as client:
         assert isinstance(client, OpenAIClient)
+
+
+def test_a_key_that_no_header_can_carry_is_refused_before_the_run() -> None:
+    with pytest.raises(ConfigError, match="characters that a header cannot carry"):
+        WireClient("http://127.0.0.1:9/v1", api_key="secret\n", timeout_s=1.0)
