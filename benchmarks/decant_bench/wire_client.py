@@ -176,7 +176,7 @@ def open_load_client(base_url: str, *, api_key: str | None, timeout_s: float) ->
 
 
 def stamps_of(base_url: str) -> Stamps:
-    """Whether the kernel can stamp what comes from this address: plain HTTP on Linux, no proxy or password."""
+    """Whether the kernel can stamp what comes from this address: plain HTTP on Linux and no proxy."""
     url = urlsplit(base_url)
     if url.scheme != "http" or "@" in url.netloc or not _kernel_stamps():
         return "read"

@@ -31,7 +31,7 @@ END = event(finish="stop") + chunk(b"data: [DONE]\n\n") + b"0\r\n\r\n"
 
 
 @asynccontextmanager
-async def client_of(answer: Answer, **changes: Any) -> AsyncGenerator[WireClient]:
+async def client_of(answer: Answer, *, timeout_s: float = 10.0) -> AsyncGenerator[WireClient]:
     """A client of a server that answers its n-th request on a connection so, until the answer closes it."""
 
     handlers: list[asyncio.Task[Any]] = []
@@ -53,7 +53,7 @@ async def client_of(answer: Answer, **changes: Any) -> AsyncGenerator[WireClient
     server = await asyncio.start_server(handle, "127.0.0.1", 0)
     url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}/v1"
     async with server:
-        async with WireClient(url, **{"api_key": None, "timeout_s": 10.0, **changes}) as client:
+        async with WireClient(url, api_key=None, timeout_s=timeout_s) as client:
             yield client
         for task in handlers:
             task.cancel()
