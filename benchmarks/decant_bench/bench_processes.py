@@ -64,7 +64,7 @@ class SendingProcesses:
         counters.offered = sum(far["offered"] for far in all_far)
         counters.sent = sum(far["sent"] for far in all_far)
         counters.completed = sum(far["completed"] for far in all_far)
-        counters.errors = sum((Counter(far["errors"]) for far in all_far), Counter[str]())
+        counters.errors = sum((Counter[str](far["errors"]) for far in all_far), Counter[str]())
 
 
 @asynccontextmanager

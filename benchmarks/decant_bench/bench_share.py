@@ -64,6 +64,7 @@ class Sender:
         self._client = client
         self._share = share
         self._clock = MonotonicClock()
+        self._wake_collector: Callable[[], None] = lambda: None
         self._shape = _shape(config, endpoint)
         self._driver = Driver(client, self._shape, clock=self._clock, on_record=on_record)
 
@@ -79,6 +80,8 @@ class Sender:
         mine = [conversations[place] for place in self._share.places(len(conversations))]
         clients = max(1, self._share.clients(self._config.concurrency))
         await send_closed(mine, driver.send_free, clients=clients, clock=self._clock)
+        # It takes a while, and the schedule begins soon after.
+        self._wake_collector = quiet_collector()
         kinds = Counter(record.timing.error_kind or "completed" for record in outcomes)
         return Warmup(kinds, next((record.error for record in outcomes if record.error), None))
 
@@ -86,7 +89,6 @@ class Sender:
         self, conversations: Sequence[Conversation], offsets_s: Sequence[float] | None, *, start_s: float
     ) -> ProcessRecord:
         """Sends the share of the load; the schedule begins at `start_s`, for all processes of the machine."""
-        undo = quiet_collector()
         try:
             async with self.watch:
                 if offsets_s is None:
@@ -94,7 +96,7 @@ class Sender:
                 else:
                     await self._send_open(conversations, offsets_s, start_s)
         finally:
-            undo()
+            self._wake_collector()
         return ProcessRecord(self.watch.lags_s, self.watch.cpu_share)
 
     async def _send_closed(self, conversations: Sequence[Conversation], start_s: float) -> None:

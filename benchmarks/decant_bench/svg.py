@@ -15,7 +15,8 @@ ScaleKind = Literal["linear", "log", "root"]
 _DIGITS = 2
 _SHORTEST_S = 1e-6
 _ROUND_STEPS = (1.0, 2.0, 2.5, 5.0, 10.0)
-_LOG_STEPS = ((1.0, 2.0, 5.0), (1.0, 1.5, 2.0, 3.0, 4.0, 5.0, 7.0))
+_LOG_STEPS = (1.0, 2.0, 5.0)
+_FINER_STEPS = (1.0, 1.5, 2.0, 3.0, 4.0, 5.0, 7.0)
 _LEAST_TICKS = 3
 _ROOT_TICKS = (-1.0, -0.8, -0.6, -0.4, -0.2, -0.05, -0.01, 0.0, 0.01, 0.05, 0.2, 0.4, 0.6, 0.8, 1.0)
 
@@ -70,11 +71,8 @@ def log_ticks(low: float, high: float) -> list[float]:
     exponents = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
     if len(exponents) > 4:
         return _within(low, high, exponents, (1.0,))
-    for steps in _LOG_STEPS:
-        found = _within(low, high, exponents, steps)
-        if len(found) >= _LEAST_TICKS:
-            break
-    return found
+    coarse = _within(low, high, exponents, _LOG_STEPS)
+    return coarse if len(coarse) >= _LEAST_TICKS else _within(low, high, exponents, _FINER_STEPS)
 
 
 def _within(low: float, high: float, exponents: range, steps: Sequence[float]) -> list[float]:

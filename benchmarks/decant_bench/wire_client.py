@@ -16,6 +16,7 @@ from urllib.parse import SplitResult, urlsplit
 from decant import __version__
 from decant.arrival import Received, stamp_arrivals
 from decant.client import Completion, OpenAIClient
+from decant.errors import ConfigError
 from decant.exchange import Attempt, Call, Route
 from decant_bench.wire_connection import ConnectionBroken, WireConnection
 
@@ -29,6 +30,8 @@ _PATHS: Mapping[Route, str] = {"chat": "/chat/completions", "completions": "/com
 class WireClient:
     """Requests to one endpoint over as many connections as are in flight; an async context manager.
 
+    ConfigError for a key that no header can carry.
+
     `timeout_s` bounds a request from its send to the end of its answer. Nothing is retried, but for a reused
     connection that the server had closed meanwhile: the request goes out again, on a new one.
     """
@@ -38,6 +41,8 @@ class WireClient:
         self._timeout_s = timeout_s
         self._idle: list[WireConnection] = []
         self._address: tuple[socket.AddressFamily, Any] | None = None
+        if api_key and not (api_key.isascii() and api_key.isprintable()):
+            raise ConfigError("the API key holds characters that a header cannot carry (a line end?)")
         self._head = _head(self._url, api_key)
 
     async def __aenter__(self) -> Self:
@@ -171,9 +176,9 @@ def open_load_client(base_url: str, *, api_key: str | None, timeout_s: float) ->
 
 
 def stamps_of(base_url: str) -> Stamps:
-    """Whether the kernel can stamp what comes from this address: plain HTTP on Linux, without a proxy."""
+    """Whether the kernel can stamp what comes from this address: plain HTTP on Linux and no proxy."""
     url = urlsplit(base_url)
-    if url.scheme != "http" or not _kernel_stamps():
+    if url.scheme != "http" or "@" in url.netloc or not _kernel_stamps():
         return "read"
     host = url.hostname or ""
     proxied = "http" in urllib.request.getproxies() and not urllib.request.proxy_bypass(host)
@@ -187,7 +192,7 @@ def _kernel_stamps() -> bool:
 
 def _head(url: SplitResult, api_key: str | None) -> dict[Route, bytes]:
     shared = (
-        f"host: {url.netloc.rpartition('@')[2]}\r\nuser-agent: decant/{__version__}\r\naccept: */*\r\n"
+        f"host: {url.netloc}\r\nuser-agent: decant/{__version__}\r\naccept: */*\r\n"
         "accept-encoding: identity\r\ncontent-type: application/json\r\n"
     )
     shared += f"authorization: Bearer {api_key}\r\n" if api_key else ""

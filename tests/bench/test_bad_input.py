@@ -19,7 +19,7 @@ def bench(folder: Path, endpoint: dict[str, Any], **changes: Any) -> int:
         "rate": 50.0,
         "requests": 6,
         "warmup": 0,
-        "drain_s": 1.0,
+        "drain_s": 4.0,
         "error_share": 1e6,
         "workload": {"prompt_tokens": {"mean": 4}},
     }

@@ -162,7 +162,7 @@ def test_a_trace_is_replayed_with_its_gaps_and_lengths(tmp_path: Path) -> None:
     with serving() as server:
         trace = {"arrival": "trace", "trace": tmp_path / "t.jsonl", "trace_speed": 3.0}
         folder = bench(tmp_path, server, rate=None, requests=None, **trace)
-    due_s = [timing.intended_s or 0.0 for timing in folder.timings]
+    due_s = sorted(timing.intended_s or 0.0 for timing in folder.timings)
 
     assert [due - due_s[0] for due in due_s] == pytest.approx([0.0, 0.1, 0.2, 0.3])
     assert [len(prompt.split()) for prompt in server.prompts] == [3, 4, 5, 6]

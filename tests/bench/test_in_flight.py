@@ -44,10 +44,10 @@ def test_under_overload_response_and_service_latency_part_ways(tmp_path: Path) -
 
 def test_what_still_waits_when_the_run_ends_was_offered_and_never_sent(tmp_path: Path) -> None:
     with serving(lambda _: Reply(e2e_s=0.4)) as server:
-        folder = bench(tmp_path, server, requests=8, drain_s=0.6)
+        folder = bench(tmp_path, server, requests=12, drain_s=1.5)
     kinds = {kind: found["n"] for kind, found in folder.result.errors.items()}
 
-    assert folder.result.counts["offered"] == 8
+    assert folder.result.counts["offered"] == 12
     assert kinds["unsent"] >= 1
 
 

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from decant.client import ApiError, OpenAIClient
+from decant.errors import ConfigError
 from decant_bench.wire_client import WireClient, open_load_client, stamps_of
 
 Answer = Callable[[asyncio.StreamReader, asyncio.StreamWriter, int], Awaitable[None]]
@@ -30,7 +31,7 @@ END = event(finish="stop") + chunk(b"data: [DONE]\n\n") + b"0\r\n\r\n"
 
 
 @asynccontextmanager
-async def client_of(answer: Answer, **changes: Any) -> AsyncGenerator[WireClient]:
+async def client_of(answer: Answer, *, timeout_s: float = 10.0) -> AsyncGenerator[WireClient]:
     """A client of a server that answers its n-th request on a connection so, until the answer closes it."""
 
     handlers: list[asyncio.Task[Any]] = []
@@ -52,7 +53,7 @@ async def client_of(answer: Answer, **changes: Any) -> AsyncGenerator[WireClient
     server = await asyncio.start_server(handle, "127.0.0.1", 0)
     url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}/v1"
     async with server:
-        async with WireClient(url, **{"api_key": None, "timeout_s": 10.0, **changes}) as client:
+        async with WireClient(url, api_key=None, timeout_s=timeout_s) as client:
             yield client
         for task in handlers:
             task.cancel()
@@ -152,8 +153,14 @@ async def test_what_the_kernel_cannot_stamp_is_said_to_be_stamped_when_read(
 ) -> None:
     assert stamps_of("http://127.0.0.1:8000/v1") == "kernel"
     assert stamps_of("https://api.example.com/v1") == "read"
+    assert stamps_of("http://me:secret@127.0.0.1/v1") == "read"
     monkeypatch.setenv("http_proxy", "http://proxy.example.com:3128")
     assert stamps_of("http://api.example.com/v1") == "read"
     assert stamps_of("http://127.0.0.1:8000/v1") == "kernel"
     async with open_load_client("https://api.example.com/v1", api_key=None, timeout_s=1.0) as client:
         assert isinstance(client, OpenAIClient)
+
+
+def test_a_key_that_no_header_can_carry_is_refused_before_the_run() -> None:
+    with pytest.raises(ConfigError, match="characters that a header cannot carry"):
+        WireClient("http://127.0.0.1:9/v1", api_key="secret\n", timeout_s=1.0)
