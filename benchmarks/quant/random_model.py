@@ -1,3 +1,6 @@
+# transformers and torch leave most of their types open.
+# pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
+# pyright: reportAttributeAccessIssue=false
 """Makes a random model of any size for timing GPTQ, with the tokenizer of a model at hand.
 
 `python benchmarks/quant/random_model.py TOKENIZER_FOLDER OUTPUT --layers 16 --width 2048`. Random
