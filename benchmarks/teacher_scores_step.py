@@ -12,8 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from decant_bench.hardware import describe_commit, describe_machine, describe_versions
-
+from decant.hardware import describe_commit, describe_machine, describe_versions
 from decant.stats import bootstrap_percentile
 from decant_distill.train.batches import plan_batches
 from decant_distill.train.config import TrainConfig
@@ -91,7 +90,8 @@ def _step_s(model: Any, objective: Objective, rows: Sequence[Example]) -> float:
     started_s = time.perf_counter()
     batch = objective.batch(rows)
     labels = batch.pop("labels")
-    objective.loss(model(**batch).logits, labels).backward()
+    loss: Any = objective.loss(model(**batch).logits, labels)
+    loss.backward()
     model.zero_grad()
     return time.perf_counter() - started_s
 

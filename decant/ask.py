@@ -10,10 +10,12 @@ from typing import Any, cast
 
 from decant.wire import TRANSPORT_FIELDS, canonical_json
 
-# They choose among the answers that a model may give, or bound their length; the question stays the same.
+# They choose among the answers that a model may give, bound their length or tell more of them; the question
+# stays the same.
 _DRAWING_FIELDS = frozenset(
     {
         "frequency_penalty",
+        "logprobs",
         "max_completion_tokens",
         "max_tokens",
         "min_p",
@@ -21,6 +23,7 @@ _DRAWING_FIELDS = frozenset(
         "seed",
         "temperature",
         "top_k",
+        "top_logprobs",
         "top_p",
     }
 )
@@ -53,7 +56,7 @@ def _is_neutral(name: str, value: Any, request: Mapping[str, Any]) -> bool:
     if name in _ABOUT_TOOLS:
         return not request.get("tools")
     if name == "n":
-        return value == 1 and value is not True
+        return type(value) is int and value == 1
     return name == "response_format" and value == {"type": "text"}
 
 

@@ -15,9 +15,11 @@ _STATE = "state.json"
 _SPLITS = "dataset_dict.json"
 _SUFFIXES = (".parquet", ".jsonl", ".json", ".csv", ".tsv", ".arrow")
 # What the hub takes for a split's name in a file's or folder's name.
-_ALIASES = {"train": "train", "training": "train", "test": "test", "testing": "test", "eval": "test"}
-_ALIASES |= {"evaluation": "test", "validation": "validation", "valid": "validation", "dev": "validation"}
-_ALIASES |= {"val": "validation"}
+_ALIASES = {
+    **dict.fromkeys(("train", "training"), "train"),
+    **dict.fromkeys(("test", "testing", "eval", "evaluation"), "test"),
+    **dict.fromkeys(("validation", "valid", "val", "dev"), "validation"),
+}
 _SHARD = re.compile(r"(?P<name>.+?)-\d{5}-of-\d{5}(?:-[0-9a-f]+)?")
 
 

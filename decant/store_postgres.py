@@ -6,6 +6,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import sqlalchemy as sa
+from sqlalchemy import event
 from sqlalchemy.dialects.postgresql import ARRAY, Insert, insert
 from sqlalchemy.exc import DBAPIError
 
@@ -49,7 +50,7 @@ class PostgresDatabase:
             connection.execute(f"SET lock_timeout = {round(busy_timeout_s * 1000)}")
             connection.autocommit = False
 
-        sa.event.listen(self.engine, "connect", limit_locks)
+        event.listen(self.engine, "connect", limit_locks)
 
     def prepare(self) -> None:
         """Makes the tables where there are none; the first of several processes does it."""

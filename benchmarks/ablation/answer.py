@@ -67,7 +67,7 @@ def respond(
     from transformers.utils.logging import disable_progress_bar
 
     disable_progress_bar()
-    torch.manual_seed(0)
+    torch.manual_seed(0)  # pyright: ignore[reportUnknownMemberType] -- torch leaves its type open
     tokenizers: Any = AutoTokenizer
     models: Any = AutoModelForCausalLM
     tokenizer = tokenizers.from_pretrained(str(folder), padding_side="left")

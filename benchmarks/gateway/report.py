@@ -4,9 +4,8 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from decant_bench.hardware import provenance
-
 from decant.files import write_json, write_text
+from decant.hardware import provenance
 from decant.timing import percentile
 from gateway.client import Round
 

@@ -17,9 +17,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from decant_bench.hardware import provenance
-
 from decant.files import write_json
+from decant.hardware import provenance
 
 _GPTQ = tuple(
     (f"gptq:{bits}{suffix}", ["--method", "gptq", "--set", f"gptq.bits={bits}", *more])
@@ -81,7 +80,8 @@ def table(outcomes: Sequence[Outcome]) -> str:
             lines.append(f"| {found.name} | refused: {found.said} | | | | | | | |")
             continue
         held = found.quality["heldout"]
-        kept = (found.quality.get("recovery") or {}).get("kept")
+        recovery: dict[str, Any] = found.quality.get("recovery") or {}
+        kept = recovery.get("kept")
         name = f"{found.name} ({'kept' if kept else 'not kept'})" if "recover" in found.name else found.name
         lines.append(
             f"| {name} | {found.quality['size_bytes'] / 1e6:.2f} | {found.wall_s:.1f}"

@@ -90,8 +90,7 @@ def _perplexities(
     for line, label in texts.of(half_of):
         lines.append(line)
         hashed.append(shingler.hashes(written(label), whole=False))
-    halves = ([], []) if not lines else _halves(lines, hashed, half_of)
-    models = [WordModel(half) for half in halves]
+    models = [WordModel(half) for half in _halves(lines, hashed, half_of)] if lines else []
     found = [models[1 - half_of[line]].perplexity(text) for line, text in zip(lines, hashed, strict=True)]
     return lines, np.array(found)
 

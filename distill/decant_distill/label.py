@@ -315,7 +315,7 @@ def _write(
     tally = Tally()
     judge, marked = judged or (None, None)
     reader = Reader(job, verifiers, drop_gold=config.drop_gold, judge=judge)
-    calibration = None
+    calibration: dict[str, Any] | None = None
     if config.calibrate is not None:
         rate, calibration = calibrate(reader.rows(store), config.calibrate)
         reader = Reader(job, verifiers, drop_gold=config.drop_gold, judge=judge, rate=rate)
@@ -337,7 +337,7 @@ def _write(
         "temperature": config.temperature,
         **({"without_logprob": tally.without_logprob} if config.logprobs else {}),
         **({"judge": marked} if marked is not None else {}),
-        **({"calibration": calibration} if calibration is not None else {}),
+        **({} if calibration is None else {"calibration": calibration}),
     }
     write_json(config.summary_path, summary)
     return summary

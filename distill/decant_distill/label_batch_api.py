@@ -160,7 +160,8 @@ class BatchLabeling:
 
     async def _found(self, part: str) -> dict[str, Any] | None:
         async for batch in self._api.batches():
-            if (batch.get("metadata") or {}).get(_METADATA) == part:
+            metadata: dict[str, Any] = batch.get("metadata") or {}
+            if metadata.get(_METADATA) == part:
                 return batch
         return None
 
@@ -183,7 +184,8 @@ class BatchLabeling:
         """Records a batch's results; what has none is a failed request, which the next run asks again."""
         if batch["status"] == "failed":
             await asyncio.to_thread(self._give_back, owner)
-            faults: list[dict[str, Any]] = (batch.get("errors") or {}).get("data") or []
+            errors: dict[str, Any] = batch.get("errors") or {}
+            faults: list[dict[str, Any]] = errors.get("data") or []
             why = faults[0].get("message") if faults else "it does not say why"
             raise EndpointError(f"the provider refused the batch {batch['id']}: {why}")
         for name in ("output_file_id", "error_file_id"):

@@ -2,7 +2,7 @@
 
 import asyncio
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -146,7 +146,7 @@ def paid_usd(job: Job, requests: RequestStore) -> float:
     return paid
 
 
-def summary_of(judge: Judge, ran: Ran, requests: RequestStore) -> Mapping[str, Any]:
+def summary_of(judge: Judge, ran: Ran, requests: RequestStore) -> dict[str, Any]:
     """What the judge did and cost, for the summary."""
     has_prices = Prices.of(judge.config.endpoint) is not None
     return {

@@ -152,12 +152,16 @@ class _Usage:
     """The tokens of a batch, under the names of the Responses API as OpenAI's batch object has them."""
 
     def __init__(self) -> None:
-        self._input_tokens = self._output_tokens = self._cached_tokens = 0
+        self._input_tokens = 0
+        self._output_tokens = 0
+        self._cached_tokens = 0
 
     def add(self, body: Mapping[str, Any]) -> None:
         """Counts one answer, of any endpoint."""
         usage: Mapping[str, Any] = body.get("usage") or {}
-        details = usage.get("prompt_tokens_details") or usage.get("input_tokens_details") or {}
+        details: Mapping[str, Any] = (
+            usage.get("prompt_tokens_details") or usage.get("input_tokens_details") or {}
+        )
         self._input_tokens += usage.get("prompt_tokens") or usage.get("input_tokens") or 0
         self._output_tokens += usage.get("completion_tokens") or usage.get("output_tokens") or 0
         self._cached_tokens += details.get("cached_tokens") or 0

@@ -17,8 +17,10 @@ from starlette.datastructures import Headers
 from decant.ask import ask_key
 from decant.dataset import Row, read_rows
 from decant.errors import ConfigError, StoreError
+from decant.reviews import latest, read_reviews
 from decant.store import Label, RequestStore, store_name
 from decant.task import normal_answer, split_thoughts
+from decant.wire import ChatRequest
 from decant_serve.calls import Call
 
 _log = logging.getLogger(__name__)
@@ -58,14 +60,13 @@ class Lookup:
 
     async def find(self, call: Call, headers: Headers) -> Found | None:
         """The answer, if one may be given. A store that fails is logged, counted, and gives no answer."""
-        if call.route != "chat" or any(word in headers.get("cache-control", "") for word in _REFUSALS):
+        refused = any(word in headers.get("cache-control", "") for word in _REFUSALS)
+        if refused or not isinstance(call.request, ChatRequest) or call.request.logprobs:
             self.counts["skipped"] += 1
             return None
         try:
             async with asyncio.timeout(_LIMIT_S):
-                labels = await asyncio.to_thread(
-                    self._store.answers_to, ask_key(call.body), max_age_s=self._wanted.ttl_s
-                )
+                labels = await asyncio.to_thread(self._labels, ask_key(call.body))
         except (StoreError, TimeoutError) as error:
             _log.warning("event=lookup-failed detail=%r", str(error) or "it took too long")
             self.counts["failed"] += 1
@@ -73,6 +74,17 @@ class Lookup:
         found = choose(labels, self._wanted, token_limit=call.request.token_limit)
         self.counts["miss" if found is None else "hit"] += 1
         return found
+
+    def _labels(self, ask: str) -> list[Label]:
+        """The labels of a question that may vote: those that people accepted, else those they left alone.
+
+        An edited label holds the teacher's words and not the editor's whole answer: it is not given.
+        """
+        labels = self._store.answers_to(ask, max_age_s=self._wanted.ttl_s)
+        decisions = latest(read_reviews(self._store, (label.key for label in labels)))
+        accepted = {of for of, review in decisions.items() if review.decision == "accept"}
+        chosen = [label for label in labels if label.key in accepted]
+        return chosen or [label for label in labels if label.key not in decisions]
 
     def close(self) -> None:
         """Closes the store."""

@@ -14,8 +14,8 @@ async def write_found(found: Found, call: Call, exchange: Exchange, reply: Reply
     exchange.admitted_s = exchange.read_s
     now_s = time.perf_counter()
     exchange.received(now_s)
-    answer = Answer("chat", call.request.model)
-    if call.request.stream:
+    answer = Answer("chat", call.body["model"])
+    if call.streams:
         passed = reply.voice.stream(exchange.passage.take(_events(answer, found), now_s))
         await reply.write(passed)
     else:

@@ -93,8 +93,8 @@ from torch import distributed
 from torch.distributed.fsdp import fully_shard
 from decant_distill.train.config import TrainConfig
 from decant_distill.train.course import plan_course
-from decant_distill.train.objective import completion_loss
-from decant_distill.train.ranks import RankBatches, Ranks
+from decant_distill.train.objective import Objective, RankBatches
+from decant_distill.train.ranks import Ranks
 from decant_distill.train.student import build_student, load_tokenizer
 from decant_distill.train.weights import learned_weights
 
@@ -110,13 +110,14 @@ if ranks.world > 1:
         fully_shard(layer, mesh=mesh)
     fully_shard(model, mesh=mesh)
 optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-3)
-batches = RankBatches(course.examples, course.plan(), ranks)
+objective = Objective()
+batches = RankBatches(course.examples, course.plan(), objective, ranks)
 losses = []
 for number in range(4):
     batch = batches[number]
     labels = batch.pop("labels")
     logits = model(**batch).logits
-    loss = ranks.share(completion_loss(logits, labels), logits, labels)
+    loss = ranks.share(objective.loss(logits, labels), logits, mass=objective.mass(labels))
     losses.append(ranks.total(loss.item()) / ranks.world)
     loss.backward()
     optimizer.step()

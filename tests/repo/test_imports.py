@@ -5,8 +5,10 @@ import subprocess
 import sys
 from pathlib import Path
 
-BASE_LIBRARIES = {"decant", "httpx", "jinja2", "jsonschema", "numpy", "pydantic", "pydantic_core"}
-BASE_LIBRARIES |= {"referencing", "rich", "sqlalchemy"}
+BASE_LIBRARIES = {
+    *("decant", "httpx", "jinja2", "jsonschema", "numpy", "pydantic", "pydantic_core"),
+    *("referencing", "rich", "sqlalchemy"),
+}
 
 
 def test_the_import_contract_is_kept(repository: Path) -> None:

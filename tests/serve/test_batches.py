@@ -254,7 +254,7 @@ def test_a_server_without_batches_says_how_to_get_them(
         client_of(server).files.create(file=("a", b"x"), purpose="batch")
 
 
-def asked_in(log: Path) -> list[str]:
+def asked_in(log: Path) -> list[int]:
     return [json.loads(line)["status"] for line in log.read_text().splitlines()]
 
 
@@ -307,5 +307,7 @@ def test_live_requests_go_before_those_of_a_batch(
         for _ in range(3):
             assert server.chat("live").status_code == 200
         # In turn with the batch's twelve, three requests would have waited for all that came before them.
-        assert client.batches.retrieve(batch.id).request_counts.completed < 12
+        counts = client.batches.retrieve(batch.id).request_counts
+        assert counts is not None
+        assert counts.completed < 12
         assert ended(client, batch.id).request_counts.completed == 12

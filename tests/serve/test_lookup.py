@@ -9,6 +9,7 @@ import openai
 import pytest
 
 from decant.ask import ask_key
+from decant.reviews import Decision, Review, add_review
 from decant.store import Answer, NewLabel, RequestStore
 from decant.wire import request_key
 from decant_serve.lookup import Wanted, choose
@@ -26,8 +27,14 @@ def label(store: RequestStore, question: str, sample: int = 0, *, version: str =
                "seed": 1000 + sample}  # fmt: skip
     key = request_key(model="big", revision=None, request=request, sample_index=sample)
     store.add([NewLabel(key=key, row_id="", sample=sample, request=request, prompt_version=version)])
-    given = {"response": "so\nAnswer: yes", "answer": "yes", "finish_reason": "stop", "prompt_tokens": 9,
-             "completion_tokens": 4, **answer}  # fmt: skip
+    given: dict[str, Any] = {
+        "response": "so\nAnswer: yes",
+        "answer": "yes",
+        "finish_reason": "stop",
+        "prompt_tokens": 9,
+        "completion_tokens": 4,
+        **answer,
+    }
     store.finish(key, Answer(**given))
     return key
 
@@ -45,7 +52,18 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
             label(store, "voted", sample, response=f"Answer: {said} {sample}", answer=said)
         for sample, said in enumerate(("no", "yes")):
             label(store, "split", sample, answer=said)
+        for question, decision in (("rejected", "reject"), ("edited", "edit")):
+            decide(store, label(store, question), question, decision)
+        for sample, said in enumerate(("no", "no", "yes")):
+            key = label(store, "accepted", sample, response=f"Answer: {said}", answer=said)
+        decide(store, key, "accepted", "accept")
     return path
+
+
+def decide(store: RequestStore, key: str, question: str, decision: Decision) -> None:
+    """What a person says of a label."""
+    review = Review(of=key, version=1, decision=decision, answer="no" if decision == "edit" else None)
+    add_review(store, review, row_id="", sample=0, asked=chat(question))
 
 
 @pytest.fixture(scope="module")
@@ -86,6 +104,11 @@ def test_text_in_parts_is_the_same_question_and_reasoning_stands_apart(server: A
     assert (message["content"], message["reasoning_content"]) == ("Answer: é", "hm")
 
 
+def test_a_label_that_a_person_accepted_outweighs_the_others(server: Any) -> None:
+    answer = ask(server, "accepted")
+    assert (source(answer), answer.json()["choices"][0]["message"]["content"]) == ("lookup", "Answer: yes")
+
+
 def test_a_streaming_client_gets_a_stream_with_its_usage(server: Any) -> None:
     messages: Any = chat("known")
     with openai.OpenAI(base_url=server.base_url, api_key="none", max_retries=0) as client:
@@ -118,6 +141,9 @@ def test_the_responses_api_is_looked_up_too(server: Any) -> None:
         ("cut", {}),
         ("unread", {}),
         ("split", {}),
+        ("rejected", {}),
+        ("edited", {}),
+        ("known", {"logprobs": True}),
         ("known", {"max_tokens": 3}),
         ("uncounted", {"max_tokens": 10}),
         ("known", {"stop": ["yes"]}),

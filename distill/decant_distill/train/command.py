@@ -49,10 +49,7 @@ def run(config: TrainConfig) -> None:
         print(dry_run(config))
         return
     require_trackers(config.report_to)
-    import torch
-
-    if config.threads is not None:
-        torch.set_num_threads(config.threads)
+    _set_threads(config.threads)
     tokenizer = load_tokenizer(config.base)
     course = plan_course(config, tokenizer)
     ranks = Ranks.from_environment()
@@ -84,6 +81,13 @@ def run(config: TrainConfig) -> None:
         )
     checkpoints.remove()
     print(_summary(course, outcome, config))
+
+
+def _set_threads(threads: int | None) -> None:
+    import torch
+
+    if threads is not None:
+        torch.set_num_threads(threads)
 
 
 def _identity(config: TrainConfig, base_sha256: str, ranks: Ranks) -> dict[str, Any]:

@@ -16,8 +16,7 @@ from decant_distill.train.checkpoints import FRESH, RunProgress, best_of
 from decant_distill.train.config import TrainConfig
 from decant_distill.train.dev import has_stalled
 from decant_distill.train.encode import Example
-from decant_distill.train.objective import Objective
-from decant_distill.train.ranks import RankBatches
+from decant_distill.train.objective import Objective, RankBatches
 from decant_distill.train.rewinds import Distances, Rewind, left_out, plan_rewind
 from decant_distill.train.student import build_optimizer
 from decant_distill.train.trackers import build_trackers

@@ -5,14 +5,16 @@ they are mixed in, as forward KL over its top tokens (what is left is one more b
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
+from decant_distill.train.batches import BatchPlan
 from decant_distill.train.config import TrainConfig
 from decant_distill.train.encode import Example
+from decant_distill.train.ranks import Ranks
 from decant_distill.train.student import decoder_start
 
 if TYPE_CHECKING:
@@ -99,6 +101,35 @@ def objective_of(config: TrainConfig) -> Objective:
         teacher_weight=config.teacher_weight if config.teacher_scores is not None else 0.0,
         temperature=config.teacher_temperature,
         decoder_start=decoder_start(config.base),
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class RankBatches:
+    """A dataset whose item i is this process's rows of batch i: skipping to a step is free and exact."""
+
+    examples: Sequence[Example]
+    plan: BatchPlan
+    objective: Objective
+    ranks: Ranks
+
+    def __len__(self) -> int:
+        return len(self.plan.batches)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        batch = self.plan.batches[index]
+        mine = batch[self.ranks.rank :: self.ranks.world]
+        rows = [self.examples[row] for row in mine] or [_unlearned(self.examples[batch[0]])]
+        return self.objective.batch(rows)
+
+
+def _unlearned(example: Example) -> Example:
+    """A row without a label, for a process for which a small batch has none: all must take part in a step."""
+    return replace(
+        example,
+        prompt_tokens=len(example.ids),
+        emphasis=None if example.emphasis is None else example.emphasis[:0],
+        teacher=None if example.teacher is None else example.teacher[:0],
     )
 
 

@@ -5,13 +5,9 @@ is learned nor where a checkpoint stands. accelerate starts the processes; alone
 """
 
 import os
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
-
-from decant_distill.train.batches import BatchPlan
-from decant_distill.train.encode import Example
-from decant_distill.train.objective import Objective
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -69,32 +65,3 @@ class Ranks:
             return loss
         weight = mass * self.world / self.total(mass)
         return loss * weight if mass else logits.sum() * 0.0
-
-
-@dataclass(frozen=True, slots=True)
-class RankBatches:
-    """A dataset whose item i is this process's rows of batch i: skipping to a step is free and exact."""
-
-    examples: Sequence[Example]
-    plan: BatchPlan
-    objective: Objective
-    ranks: Ranks
-
-    def __len__(self) -> int:
-        return len(self.plan.batches)
-
-    def __getitem__(self, index: int) -> dict[str, Any]:
-        batch = self.plan.batches[index]
-        mine = batch[self.ranks.rank :: self.ranks.world]
-        rows = [self.examples[row] for row in mine] or [_unlearned(self.examples[batch[0]])]
-        return self.objective.batch(rows)
-
-
-def _unlearned(example: Example) -> Example:
-    """A row without a label, for a process for which a small batch has none: all must take part in a step."""
-    return replace(
-        example,
-        prompt_tokens=len(example.ids),
-        emphasis=None if example.emphasis is None else example.emphasis[:0],
-        teacher=None if example.teacher is None else example.teacher[:0],
-    )

@@ -131,7 +131,7 @@ class Watch:
     stopped: bool = False
 
     def loss(self, mean: "Tensor", logits: "Tensor", *, mass: float) -> "Tensor":
-        """This process's part, of weight `mass`, of the batch's loss; one that is not finite ends the attempt."""
+        """This process's part of the batch's loss, of weight `mass`; if not finite, it ends the attempt."""
         ranks = self.around.ranks
         loss = ranks.share(mean, logits, mass=mass)
         value = ranks.total(loss.item()) / ranks.world
