@@ -82,7 +82,8 @@ def _blocks(
 ) -> list[NDArray[np.int64]]:
     if len(rows) <= _BLOCK:
         return [rows]
-    direction_D: NDArray[np.float32] = generator.standard_normal(vectors_ND.shape[1], dtype=np.float32)
+    size = int(vectors_ND.shape[1])
+    direction_D: NDArray[np.float32] = generator.standard_normal(size, dtype=np.float32)
     order = rows[np.argsort(vectors_ND[rows] @ direction_D, kind="stable")]
     half = len(order) // 2
     return [

@@ -315,7 +315,7 @@ def _write(
     tally = Tally()
     judge, marked = judged or (None, None)
     reader = Reader(job, verifiers, drop_gold=config.drop_gold, judge=judge)
-    calibration: dict[str, Any] | None = None
+    calibration: dict[str, Any] = {}
     if config.calibrate is not None:
         rate, calibration = calibrate(reader.rows(store), config.calibrate)
         reader = Reader(job, verifiers, drop_gold=config.drop_gold, judge=judge, rate=rate)
@@ -337,7 +337,7 @@ def _write(
         "temperature": config.temperature,
         **({"without_logprob": tally.without_logprob} if config.logprobs else {}),
         **({"judge": marked} if marked is not None else {}),
-        **({} if calibration is None else {"calibration": calibration}),
+        **({"calibration": calibration} if calibration else {}),
     }
     write_json(config.summary_path, summary)
     return summary
@@ -347,7 +347,7 @@ def _describe(summary: dict[str, Any], config: LabelConfig) -> str:
     reasons = ", ".join(f"{name} {count}" for name, count in summary["by_error"].items())
     failed = f"; {summary['failed']} failed: {reasons}" if reasons else ""
     cost = f", ${summary['cost_usd']:.4g} in all" if summary["cost_usd"] is not None else ""
-    calibration = summary.get("calibration") or {}
+    calibration: dict[str, Any] = summary.get("calibration") or {}
     if "skipped" in calibration:
         cost += f"; not calibrated: {calibration['skipped']}"
     elif calibration:

@@ -52,11 +52,11 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
             label(store, "voted", sample, response=f"Answer: {said} {sample}", answer=said)
         for sample, said in enumerate(("no", "yes")):
             label(store, "split", sample, answer=said)
-        for question, decision in (("rejected", "reject"), ("edited", "edit")):
-            decide(store, label(store, question), question, decision)
-        for sample, said in enumerate(("no", "no", "yes")):
-            key = label(store, "accepted", sample, response=f"Answer: {said}", answer=said)
-        decide(store, key, "accepted", "accept")
+        decide(store, label(store, "rejected"), "rejected", "reject")
+        decide(store, label(store, "edited"), "edited", "edit")
+        for sample in range(2):
+            label(store, "accepted", sample, response="Answer: no", answer="no")
+        decide(store, label(store, "accepted", 2, response="Answer: yes"), "accepted", "accept")
     return path
 
 
