@@ -82,5 +82,5 @@ def test_parquet_is_read_where_pyarrow_is(tmp_path: Path) -> None:
 def test_what_is_no_parquet_file_is_named(tmp_path: Path) -> None:
     pytest.importorskip("pyarrow")
     (tmp_path / "a.parquet").write_bytes(b"PAR1 and no more")
-    with pytest.raises(DataError, match=r"a\.parquet: not a Parquet file"):
+    with pytest.raises(DataError, match=r"a\.parquet: .*is it a whole file"):
         list(read_rows(tmp_path / "a.parquet"))

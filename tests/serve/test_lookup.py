@@ -7,12 +7,14 @@ from typing import Any
 
 import openai
 import pytest
+from starlette.datastructures import Headers
 
 from decant.ask import ask_key
 from decant.reviews import Decision, Review, add_review
 from decant.store import Answer, NewLabel, RequestStore
 from decant.wire import request_key
-from decant_serve.lookup import Wanted, choose
+from decant_serve.calls import Features, read_call
+from decant_serve.lookup import Wanted, choose, open_lookup
 
 pytestmark = pytest.mark.timeout(240)
 
@@ -109,6 +111,21 @@ def test_a_label_that_a_person_accepted_outweighs_the_others(server: Any) -> Non
     assert (source(answer), answer.json()["choices"][0]["message"]["content"]) == ("lookup", "Answer: yes")
 
 
+async def test_who_asks_for_log_probabilities_goes_to_the_model(place: Path) -> None:
+    body = {"model": "m", "messages": chat("known")}
+    features = Features(chat=frozenset(), completions=frozenset(), takes_anything=True)
+    wanted = Wanted(ttl_s=None, prompt_version=None, min_share=0.5, accepted=None)
+    lookup = open_lookup(place, wanted)
+    plain, curious = (
+        read_call("chat", None, {**body, **more}, engine="openai", features=features)
+        for more in ({}, {"logprobs": True, "top_logprobs": 2})
+    )
+    assert await lookup.find(plain, Headers()) is not None
+    assert await lookup.find(curious, Headers()) is None
+    assert lookup.counts["skipped"] == 1
+    lookup.close()
+
+
 def test_a_streaming_client_gets_a_stream_with_its_usage(server: Any) -> None:
     messages: Any = chat("known")
     with openai.OpenAI(base_url=server.base_url, api_key="none", max_retries=0) as client:
@@ -143,7 +160,6 @@ def test_the_responses_api_is_looked_up_too(server: Any) -> None:
         ("split", {}),
         ("rejected", {}),
         ("edited", {}),
-        ("known", {"logprobs": True}),
         ("known", {"max_tokens": 3}),
         ("uncounted", {"max_tokens": 10}),
         ("known", {"stop": ["yes"]}),
