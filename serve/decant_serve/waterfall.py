@@ -71,13 +71,14 @@ def _title(record: Mapping[str, Any], total_s: float) -> str:
 
 
 def _fine(latency: Mapping[str, float | None]) -> Iterator[tuple[str, float]]:
-    """The ledger over engine steps, in order; the gaps between steps are drawn after them."""
+    """The ledger over engine steps, in order; what lies between its steps is drawn after them."""
     words = {
         "gateway_s": "gateway",
         "frontend_s": "front end",
         "engine_queue_s": "engine queue",
         "prefill_s": "prefill",
         "decode_s": "decode",
+        "others_s": "others' steps",
         "gaps_s": "between steps",
         "output_s": "output",
         "residual_s": "unexplained",

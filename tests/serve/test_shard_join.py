@@ -1,11 +1,12 @@
 """Straggler arithmetic and the two ledgers, on records made by hand."""
 
 from collections.abc import Sequence
+from dataclasses import asdict
 
 import pytest
 
 from decant_serve.shards.join import JoinedStep, Joiner, split_ranks
-from decant_serve.shards.ledger import Marks, MemberStep, shard_timing
+from decant_serve.shards.ledger import LatencyLedger, Marks, MemberStep, shard_timing
 from decant_serve.shards.steps import Member, RankStep
 
 MS = 1_000_000
@@ -45,6 +46,20 @@ def joined(*records: RankStep) -> JoinedStep:
     return last
 
 
+def on_one_rank(*steps: tuple[int, int, int]) -> list[JoinedStep]:
+    """Steps of (number, begin, length in ms) on an engine of one rank."""
+    joiner = Joiner(1)
+    records = [rank_step(0, step=step, begin_ms=at, compute_ms=ms, stays_ms=[]) for step, at, ms in steps]
+    return [step for step in map(joiner.add, records) if step is not None]
+
+
+def latency_of(*steps: MemberStep) -> LatencyLedger:
+    """The ledger of a request that was admitted at 1 s and over at 1.1 s."""
+    timing = shard_timing(steps, Marks(received_s=1.0, admitted_s=1.0, ended_s=1.1), method="clock")
+    assert timing is not None
+    return timing.latency
+
+
 def test_the_shortest_stay_is_communication_and_the_rest_is_waiting_for_who_came_last() -> None:
     fast = rank_step(0, compute_ms=10, stays_ms=[2, 25])
     slow = rank_step(1, compute_ms=30, stays_ms=[5, 2])
@@ -79,8 +94,7 @@ def test_a_step_that_lost_a_rank_is_counted_and_holds_up_no_other() -> None:
 
 
 def test_a_latency_ledger_says_where_the_time_went_between_steps_too() -> None:
-    prefill = joined(rank_step(0, compute_ms=30, stays_ms=[10], begin_ms=1015))
-    decode = joined(rank_step(0, step=5, compute_ms=8, stays_ms=[2], begin_ms=1060))
+    prefill, decode = on_one_rank((0, 1015, 40), (1, 1060, 10))
     steps = [MemberStep(prefill, 9, is_prefill=True), MemberStep(decode, 1, is_prefill=False)]
     marks = Marks(received_s=1.0, admitted_s=1.004, ended_s=1.1, engine_queue_s=0.003)
     timing = shard_timing(steps, marks, method="clock")
@@ -92,6 +106,23 @@ def test_a_latency_ledger_says_where_the_time_went_between_steps_too() -> None:
     assert (ledger.prefill_s, ledger.decode_s, ledger.gaps_s) == pytest.approx((0.040, 0.010, 0.005))
     assert (ledger.output_s, ledger.residual_s, ledger.total_s) == pytest.approx((0.030, 0.0, 0.1))
     assert (timing.steps, timing.prefill_steps, timing.slowest.step) == (2, 1, 0)
+
+
+def test_steps_of_other_requests_are_told_from_gaps() -> None:
+    first, _, third = on_one_rank((0, 1010, 20), (1, 1032, 15), (2, 1050, 10))
+    ledger = latency_of(MemberStep(first, 9, is_prefill=True), MemberStep(third, 1, is_prefill=False))
+    assert (ledger.others_s, ledger.gaps_s, ledger.residual_s) == pytest.approx((0.015, 0.005, 0.0))
+
+
+def test_time_around_a_step_that_was_not_recorded_is_unexplained() -> None:
+    first, third = on_one_rank((0, 1010, 20), (2, 1050, 10))
+    prefill, decode = MemberStep(first, 9, is_prefill=True), MemberStep(third, 1, is_prefill=False)
+    whole, without_prefill = latency_of(prefill, decode), latency_of(decode)
+    assert (whole.gaps_s, whole.residual_s) == pytest.approx((0.0, 0.020))
+    assert (without_prefill.frontend_s, without_prefill.residual_s) == pytest.approx((0.0, 0.050))
+    for ledger in (whole, without_prefill):
+        parts = {name: seconds or 0.0 for name, seconds in asdict(ledger).items() if name != "total_s"}
+        assert sum(parts.values()) == pytest.approx(ledger.total_s) == pytest.approx(0.1)
 
 
 def test_the_cost_shares_of_all_requests_sum_to_the_busy_time() -> None:

@@ -34,6 +34,7 @@ RECORD: dict[str, Any] = {
             "engine_queue_s": None,
             "prefill_s": 0.0,
             "decode_s": 0.1,
+            "others_s": 0.0,
             "gaps_s": 0.02,
             "output_s": 0.01,
             "residual_s": -1e-9,

@@ -17,13 +17,24 @@ _PENDING_LIMIT = 4096
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class JoinedStep:
-    """One engine step over all ranks; `begin_s` and `end_s` are the first rank's, on the monotonic clock."""
+    """One engine step over all ranks; `begin_s` and `end_s` are the first rank's, on the monotonic clock.
+
+    `lost_before` counts the engine's steps before it that could not be joined, `worked_before_s` is the time
+    of those that were.
+    """
 
     step: int
     begin_s: float
     end_s: float
     ranks: tuple[RankTiming, ...]
     members: tuple[Member, ...]
+    lost_before: int = 0
+    worked_before_s: float = 0.0
+
+    @property
+    def worked_s(self) -> float:
+        """From its begin to its end on the first rank."""
+        return self.end_s - self.begin_s
 
     @property
     def busy_s(self) -> float:
@@ -73,6 +84,9 @@ class Joiner:
         self.mismatched = 0
         self.incomplete = 0
         self.broken_sums = 0
+        self._next_step = 0
+        self._lost = 0
+        self._worked_s = 0.0
 
     def add(self, record: RankStep) -> JoinedStep | None:
         """The step, where this record was the last that it lacked."""
@@ -95,6 +109,7 @@ class Joiner:
         """The engine was restarted and counts its steps from 0 again."""
         self.incomplete += len(self._pending)
         self._pending.clear()
+        self._next_step = 0
 
     def _join(self, records: Sequence[RankStep]) -> JoinedStep | None:
         first = records[0]
@@ -102,10 +117,16 @@ class Joiner:
             self.mismatched += 1
             return None
         self.joined += 1
-        return JoinedStep(
+        self._lost += first.step - self._next_step
+        self._next_step = first.step + 1
+        step = JoinedStep(
             step=first.step,
             begin_s=first.begin_ns * _NS,
             end_s=first.end_ns * _NS,
             ranks=split_ranks(records),
             members=first.members,
+            lost_before=self._lost,
+            worked_before_s=self._worked_s,
         )
+        self._worked_s += step.worked_s
+        return step

@@ -42,12 +42,13 @@ class Marks:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LatencyLedger:
-    """Seconds from arrival to the last byte. All but `total_s` sum to it; `residual_s` is unexplained.
+    """Seconds from arrival to the last byte. All but `total_s` sum to it.
 
     `gateway_s`: read, checked, queued. `frontend_s`: from there to the first step, without `engine_queue_s`,
     the engine's own queue (None where it does not say). `prefill_s`, `decode_s`: the first rank's forwards.
-    `gaps_s`: between them (the scheduler, steps without this request). `output_s`: from the last step to the
-    last byte.
+    `others_s`: steps between them for other requests alone. `gaps_s`: between steps (the scheduler,
+    sampling). `output_s`: from the last step to the last byte. `residual_s` is unexplained: time beside
+    engine steps that are not on record.
     """
 
     gateway_s: float
@@ -55,6 +56,7 @@ class LatencyLedger:
     engine_queue_s: float | None
     prefill_s: float
     decode_s: float
+    others_s: float
     gaps_s: float
     output_s: float
     residual_s: float
@@ -153,21 +155,31 @@ def _latency(steps: Sequence[MemberStep], marks: Marks) -> LatencyLedger:
     forwards_s = [(member.step.ranks[0].forward_s, member.is_prefill) for member in steps]
     prefill_s = sum(seconds for seconds, is_prefill in forwards_s if is_prefill)
     decode_s = sum(seconds for seconds, is_prefill in forwards_s if not is_prefill)
-    stays_s = sum(member.step.end_s - member.step.begin_s for member in steps)
-    between_s = sum(b.step.begin_s - a.step.end_s for a, b in pairwise(steps))
     gateway_s = marks.admitted_s - marks.received_s
     before_s = steps[0].step.begin_s - marks.admitted_s
-    gaps_s = stays_s - prefill_s - decode_s + between_s
-    output_s = marks.ended_s - steps[-1].step.end_s
-    total_s = marks.ended_s - marks.received_s
+    # Without its prefill on record, nobody knows what the time before the first step was.
+    knows_begin = steps[0].is_prefill
+    engine_queue_s = marks.engine_queue_s if knows_begin else None
+    between = [_between(a.step, b.step) for a, b in pairwise(steps)]
+    idle_s = {True: 0.0, False: 0.0}
+    for _, left_s, is_known in between:
+        idle_s[is_known] += left_s
     return LatencyLedger(
         gateway_s=gateway_s,
-        frontend_s=before_s - (marks.engine_queue_s or 0.0),
-        engine_queue_s=marks.engine_queue_s,
+        frontend_s=before_s - (engine_queue_s or 0.0) if knows_begin else 0.0,
+        engine_queue_s=engine_queue_s,
         prefill_s=prefill_s,
         decode_s=decode_s,
-        gaps_s=gaps_s,
-        output_s=output_s,
-        residual_s=total_s - (gateway_s + before_s + prefill_s + decode_s + gaps_s + output_s),
-        total_s=total_s,
+        others_s=sum(others_s for others_s, _, _ in between),
+        gaps_s=sum(member.step.worked_s for member in steps) - prefill_s - decode_s + idle_s[True],
+        output_s=marks.ended_s - steps[-1].step.end_s,
+        residual_s=idle_s[False] + (0.0 if knows_begin else before_s),
+        total_s=marks.ended_s - marks.received_s,
     )
+
+
+def _between(earlier: JoinedStep, later: JoinedStep) -> tuple[float, float, bool]:
+    """From one step to a later one: time in steps of others, what is left, and whether all are on record."""
+    others_s = later.worked_before_s - earlier.worked_before_s - earlier.worked_s
+    left_s = later.begin_s - earlier.end_s - others_s
+    return others_s, left_s, later.lost_before == earlier.lost_before
