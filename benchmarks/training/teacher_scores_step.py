@@ -1,4 +1,4 @@
-"""What reading a teacher's scores costs a training step: `python benchmarks/teacher_scores_step.py --help`.
+"""What reading a teacher's scores costs a training step: `python -m training.teacher_scores_step --help`.
 
 Every batch is trained on twice, with and without scores, in alternating order; the ratio of each pair
 counts, so that a machine that slows down slows both.

@@ -1,19 +1,17 @@
 """How fast a request store takes labels, and how fast the gateway answers from one.
 
-`python benchmarks/store_bench.py` prints two Markdown tables: label writes per second, and the latency of
-chats that are looked up beside the same chats asked of a scripted engine that answers at once.
+`python benchmarks/labeling/store_speed.py` prints two Markdown tables: label writes per second, and the latency
+of chats that are looked up beside the same chats asked of a scripted engine that answers at once.
 """
 
 import argparse
-import json
-import subprocess
-import sys
 import threading
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import httpx
+from served_script import served_script
 
 from decant.store import Answer, NewLabel, RequestStore
 from decant.timing import percentile
@@ -21,7 +19,6 @@ from decant.wire import request_key
 
 _ROWS_PER_CALL = 500
 _THREADS = 8
-_START_LIMIT_S = 60.0
 _ANSWER = Answer(
     response="It is even because it ends in 4.\nAnswer: even", reasoning="It is even because it ends in 4.",
     answer="even", finish_reason="stop", prompt_tokens=20, completion_tokens=14, cost_usd=1e-5, latency_s=0.2,
@@ -102,39 +99,13 @@ def timed(work: Callable[..., object], *arguments: object) -> float:
 
 def lookups(place: str, folder: Path, count: int) -> None:
     """Latency of whole chats, one after another: looked up, and asked of an engine that answers at once."""
-    folder.mkdir(parents=True, exist_ok=True)
-    script, ready = folder / "script.json", folder / "ready.json"
-    ready.unlink(missing_ok=True)
-    script.write_text(json.dumps({"answers": [{"chunks": ["Answer: even"]}]}), encoding="utf-8")
-    command = [
-        sys.executable,
-        "-m",
-        "decant",
-        "serve",
-        str(script),
-        "--port",
-        "0",
-        "--ready-file",
-        str(ready),
-    ]
-    with (folder / "serve.log").open("wb") as log:
-        process = subprocess.Popen([*command, "--lookup", place], stdout=log, stderr=log)
-    try:
-        give_up_at = time.monotonic() + _START_LIMIT_S
-        while not ready.exists():
-            if process.poll() is not None or time.monotonic() > give_up_at:
-                raise SystemExit(f"the gateway did not start; see {folder / 'serve.log'}")
-            time.sleep(0.02)
-        base_url = json.loads(ready.read_text(encoding="utf-8"))["base_url"]
+    with served_script(folder, {"chunks": ["Answer: even"]}, "--lookup", place) as base_url:
         print("| answered by | chats | p50, ms | p95, ms | p99, ms |")
         print("|---|---|---|---|---|")
         for source, first in (("lookup", 0), ("model", -count)):
             latencies_ms = ask(base_url, source, range(first, first + count))
             shown = " | ".join(f"{percentile(latencies_ms, p):.2f}" for p in (50, 95, 99))
             print(f"| {source} | {count:,} | {shown} |")
-    finally:
-        process.terminate()
-        process.wait()
 
 
 def ask(base_url: str, source: str, numbers: Sequence[int]) -> list[float]:

@@ -1,6 +1,6 @@
 """A labeling job against the scripted engine: throughput against the ideal, peak memory, random kills.
 
-`python benchmarks/label_bench.py throughput`, `memory` and `kills` each print a Markdown table. The teacher
+`python benchmarks/labeling/jobs.py throughput`, `memory` and `kills` each print a Markdown table. The teacher
 is a `decant serve` of a script, so what a request takes is exact and whatever is lost is the job's own.
 """
 
@@ -18,12 +18,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from served_script import served_script
+
 from decant.store import RequestStore
 from decant.task import TaskConfig
 from decant_distill.label_plan import asks_in, plan
 from decant_distill.label_requests import Job, Sampling, Teacher
 
-_START_LIMIT_S = 60.0
 _ASKED_OF_A_FULL_STORE = 10_000
 
 
@@ -42,36 +43,12 @@ class Scripted:
 @contextmanager
 def scripted(folder: Path, *, latency_s: float, parallel: int) -> Generator[Scripted]:
     """An endpoint that answers every request after exactly `latency_s`, `parallel` at once."""
-    folder.mkdir(parents=True, exist_ok=True)
-    script, ready, log = folder / "script.json", folder / "ready.json", folder / "timing.jsonl"
-    for old in (ready, log):
-        old.unlink(missing_ok=True)
+    log = folder / "timing.jsonl"
+    log.unlink(missing_ok=True)
     answer = {"chunks": ["Answer: yes"], "ttft_s": latency_s, "prompt_tokens": 20}
-    script.write_text(json.dumps({"answers": [answer]}), encoding="utf-8")
-    command = [
-        sys.executable,
-        "-m",
-        "decant",
-        "serve",
-        str(script),
-        "--port",
-        "0",
-        "--ready-file",
-        str(ready),
-    ]
-    command += ["--parallel", str(parallel), "--queue-limit", str(4 * parallel), "--timing-log", str(log)]
-    with (folder / "serve.log").open("wb") as output:
-        process = subprocess.Popen(command, stdout=output, stderr=output)
-    try:
-        give_up_at = time.monotonic() + _START_LIMIT_S
-        while not ready.exists():
-            if process.poll() is not None or time.monotonic() > give_up_at:
-                raise SystemExit(f"the endpoint did not start; see {folder / 'serve.log'}")
-            time.sleep(0.02)
-        yield Scripted(json.loads(ready.read_text(encoding="utf-8"))["base_url"], log)
-    finally:
-        process.terminate()
-        process.wait()
+    options = ["--parallel", str(parallel), "--queue-limit", str(4 * parallel), "--timing-log", str(log)]
+    with served_script(folder, answer, *options) as base_url:
+        yield Scripted(base_url, log)
 
 
 def write_rows(path: Path, count: int) -> Path:
