@@ -1,7 +1,7 @@
 """How fast a request store takes labels, and how fast the gateway answers from one.
 
-`python benchmarks/labeling/store_speed.py` prints two Markdown tables: label writes per second, and the latency
-of chats that are looked up beside the same chats asked of a scripted engine that answers at once.
+`python benchmarks/labeling/store_speed.py` prints two Markdown tables: label writes per second, and the
+latency of chats that are looked up beside the same chats asked of a scripted engine that answers at once.
 """
 
 import argparse
