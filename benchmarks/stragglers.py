@@ -28,15 +28,17 @@ _SLOW_RANK = 1
 _DELAYS_S = (0.0, 0.005, 0.02)
 _TOKENS = 32
 _CLIENTS = 4
+_LOG_TAIL = 4000
 
 
 @dataclass(frozen=True, slots=True)
 class Served:
-    """A running server, and the file that says for how long the slow rank sleeps."""
+    """A running server, the file that says for how long the slow rank sleeps, and its log."""
 
     http: httpx.Client
     model: str
     delay: Path
+    log: Path
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,7 +70,7 @@ def serving(options: argparse.Namespace, folder: Path, *, timed: bool, delayed: 
         told = _wait(process, ready, folder / "serve.log")
         base_url = told["base_url"].removesuffix("/v1")
         with httpx.Client(base_url=base_url, timeout=120.0, trust_env=False) as http:
-            yield Served(http, told["model"], delay)
+            yield Served(http, told["model"], delay, folder / "serve.log")
     finally:
         process.terminate()
         process.wait(timeout=30)
@@ -172,8 +174,10 @@ def tokens_per_s(served: Served, requests: int) -> float:
     def one(_: int) -> int:
         messages = [{"role": "user", "content": "the cat sat on the mat"}]
         body = {"model": served.model, "messages": messages, "temperature": 0, "max_tokens": _TOKENS}
-        answer = served.http.post("/v1/chat/completions", json=body).raise_for_status().json()
-        return answer["usage"]["completion_tokens"]
+        answer = served.http.post("/v1/chat/completions", json=body)
+        if answer.is_error:
+            raise SystemExit(f"{answer.text}\n{served.log.read_text(errors='replace')[-_LOG_TAIL:]}")
+        return answer.json()["usage"]["completion_tokens"]
 
     with ThreadPoolExecutor(_CLIENTS) as clients:
         list(clients.map(one, range(_CLIENTS)))
@@ -219,11 +223,11 @@ def main() -> None:
             lines = [*straggler_table(answers), "", *identity_lines(served), ""]
             lines += residual_lines([answer for found in answers.values() for answer in found])
             worst = max(answers[_DELAYS_S[-1]], key=lambda answer: answer.client_s).record
+        command = f"python benchmarks/stragglers.py {' '.join(sys.argv[1:])}"
+        print("\n".join([f"`{command}` on {platform.machine()}, {os.cpu_count()} cores", "", *lines, ""]))
+        print("\n".join(["```text", *_waterfall(worst), "```"]), flush=True)
         if options.starts:
-            lines += ["", *overhead_lines(options, folder)]
-    command = f"python benchmarks/stragglers.py {' '.join(sys.argv[1:])}"
-    print("\n".join([f"`{command}` on {platform.machine()}, {os.cpu_count()} cores", "", *lines, ""]))
-    print("\n".join(["```text", *_waterfall(worst), "```"]))
+            print("\n".join(["", *overhead_lines(options, folder)]))
 
 
 def _waterfall(record: dict[str, Any]) -> list[str]:
