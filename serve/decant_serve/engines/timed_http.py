@@ -25,13 +25,14 @@ _SPIN_S = 0.0012
 
 @dataclass(frozen=True, slots=True)
 class TimedRequest:
-    """A whole request; `arrived_s` on `time.perf_counter`."""
+    """A whole request; `arrived_s` on `time.perf_counter`. One that keeps no connection is its last."""
 
     method: str
     path: str
     headers: Mapping[str, str]
     body: bytes
     arrived_s: float
+    keeps_connection: bool
 
 
 class Timer:
@@ -101,10 +102,10 @@ class Exchange:
             self._connection.write(content)
 
     def end(self, content: bytes = b"") -> None:
-        """The last bytes; the connection takes the next request."""
+        """The last bytes; the connection takes the next request, unless the client asked to close it."""
         if not self.is_gone:
             self._connection.write(content)
-            self._connection.finish()
+            self._connection.finish(keeps=self.request.keeps_connection)
 
     def answer(self, status: int, body: bytes, headers: Mapping[str, str] | None = None) -> None:
         """A whole JSON answer."""
@@ -138,6 +139,7 @@ class _Connection:
         self._handler = handler
         self._loop = asyncio.get_running_loop()
         self._unsent = b""
+        self._ends = False
         self._waiting: list[Exchange] = []
         self._reset()
         self._parser = httptools.HttpRequestParser(self)
@@ -162,10 +164,13 @@ class _Connection:
             self._unsent = content[sent:]
             self._loop.add_writer(self._sock.fileno(), self._writable)
 
-    def finish(self) -> None:
-        """The answer is whole: the next request may be handled."""
+    def finish(self, *, keeps: bool) -> None:
+        """The answer is whole: the next request may be handled, or the connection ends once all is sent."""
         self.current = None
-        if self._waiting:
+        if not keeps:
+            self._ends = True
+            self._close_if_sent()
+        elif self._waiting:
             self._hand_over(self._waiting.pop(0))
 
     def close(self) -> None:
@@ -198,6 +203,11 @@ class _Connection:
         unsent, self._unsent = self._unsent, b""
         self._loop.remove_writer(self._sock.fileno())
         self.write(unsent)
+        self._close_if_sent()
+
+    def _close_if_sent(self) -> None:
+        if self._ends and not self._unsent:
+            self.close()
 
     def _hand_over(self, exchange: Exchange) -> None:
         self.current = exchange
@@ -220,7 +230,10 @@ class _Connection:
     def on_message_complete(self) -> None:
         """The request is whole."""
         method, path = self._parser.get_method().decode(), self._path.partition(b"?")[0].decode("latin-1")
-        request = TimedRequest(method, path, self._headers, b"".join(self._body), self._at_s)
+        keeps_connection = self._parser.should_keep_alive()
+        request = TimedRequest(
+            method, path, self._headers, b"".join(self._body), self._at_s, keeps_connection
+        )
         self._reset()
         exchange = Exchange(request, self)
         if self.current is None:
