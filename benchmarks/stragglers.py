@@ -134,7 +134,8 @@ def straggler_table(answers: dict[float, list[Answer]]) -> list[str]:
             cells.append(f"{statistics.fmean(grown):.2f} ms{off}, sd {statistics.stdev(grown):.2f}")
         lines.append(f"| {' | '.join(cells)} |")
     rounds = len(answers[0.0])
-    return [*lines, "", f"Milliseconds per engine step; {rounds} paired answers of at most {_TOKENS} tokens each."]
+    told = f"Milliseconds per engine step; {rounds} paired answers of at most {_TOKENS} tokens each."
+    return [*lines, "", told]
 
 
 def identity_lines(served: Served) -> list[str]:
