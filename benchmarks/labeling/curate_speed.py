@@ -1,6 +1,6 @@
 """Times `decant curate` on made labels: 100,000 rows of 100 words, with cheap rules and with every rule.
 
-`python benchmarks/labeling/curate_speed.py FOLDER` writes the labels once, runs each set of rules in a
+`python -m labeling.curate_speed FOLDER` writes the labels once, runs each set of rules in a
 process of its own and prints a Markdown table with the wall time and the peak memory of that process.
 """
 

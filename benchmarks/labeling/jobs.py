@@ -1,6 +1,6 @@
 """A labeling job against the scripted engine: throughput against the ideal, peak memory, random kills.
 
-`python benchmarks/labeling/jobs.py throughput`, `memory` and `kills` each print a Markdown table. The teacher
+`python -m labeling.jobs throughput`, `memory` and `kills` each print a Markdown table. The teacher
 is a `decant serve` of a script, so what a request takes is exact and whatever is lost is the job's own.
 """
 
@@ -18,12 +18,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from served_script import served_script
-
 from decant.store import RequestStore
 from decant.task import TaskConfig
 from decant_distill.label_plan import asks_in, plan
 from decant_distill.label_requests import Job, Sampling, Teacher
+from labeling.served_script import served_script
 
 _ASKED_OF_A_FULL_STORE = 10_000
 

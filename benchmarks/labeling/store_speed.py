@@ -1,6 +1,6 @@
 """How fast a request store takes labels, and how fast the gateway answers from one.
 
-`python benchmarks/labeling/store_speed.py` prints two Markdown tables: label writes per second, and the
+`python -m labeling.store_speed` prints two Markdown tables: label writes per second, and the
 latency of chats that are looked up beside the same chats asked of a scripted engine that answers at once.
 """
 
@@ -11,11 +11,11 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import httpx
-from served_script import served_script
 
 from decant.store import Answer, NewLabel, RequestStore
 from decant.timing import percentile
 from decant.wire import request_key
+from labeling.served_script import served_script
 
 _ROWS_PER_CALL = 500
 _THREADS = 8

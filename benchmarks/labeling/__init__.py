@@ -1,0 +1,1 @@
+"""Measurements of labeling: jobs against known endpoints, the store, curation."""
