@@ -120,8 +120,11 @@ def test_what_a_batch_answered_is_not_asked_online_and_the_other_way_round(
 def test_samples_that_do_not_agree_go_out_in_another_batch(provider: Provider, tmp_path: Path) -> None:
     config = config_for(provider, tmp_path, prompts("a"), samples=2, max_samples=9, temperature=1.0)
     run(config)
-    assert [batch["request_counts"]["total"] for batch in provider.batches()][-1] == 2
-    assert summary(config)["done"] == sum(b["request_counts"]["total"] for b in provider.batches())
+    # Those of one second are listed in no order of their own.
+    totals = [batch["request_counts"]["total"] for batch in provider.batches()]
+    assert 2 in totals
+    assert len(totals) > 1
+    assert summary(config)["done"] == sum(totals)
 
 
 def killed_when(config: LabelConfig, is_time: Callable[[], bool]) -> None:
