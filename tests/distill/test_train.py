@@ -1,13 +1,7 @@
 """The training side: batches fixed in advance, trustworthy renderings, a run that survives being killed."""
 
 import json
-import os
 import shutil
-import signal
-import subprocess
-import sys
-import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +25,7 @@ from decant_distill.train.encode import encode
 from decant_distill.train.objective import completion_loss, pad_batch
 from decant_distill.train.rows import Lesson, read_lessons
 from decant_distill.train.student import build_student, load_base, load_tokenizer, nf4_layers
+from tests.distill.killed_training import killed_at
 
 LENGTHS = [10 + (i * 37) % 90 for i in range(500)]
 
@@ -293,18 +288,6 @@ def weights_of(folder: Path) -> dict[str, torch.Tensor]:
         folder
         / ("adapter_model.safetensors" if (folder / "adapter_config.json").exists() else "model.safetensors")
     )
-
-
-def killed_at(config: TrainConfig, condition: Callable[[], bool], tmp_path: Path) -> None:
-    """Starts the run as a process of its own and kills it with SIGKILL as soon as the condition holds."""
-    file = tmp_path / "train.json"
-    file.write_text(config.model_dump_json())
-    command = [sys.executable, "-m", "decant", "train", "--config", str(file)]
-    with subprocess.Popen(command, env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}) as child:
-        while not condition():
-            assert child.poll() is None, "the run ended before it could be killed"
-            time.sleep(0.005)
-        child.send_signal(signal.SIGKILL)
 
 
 @pytest.mark.slow

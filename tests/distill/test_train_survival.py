@@ -5,11 +5,8 @@ import math
 import os
 import random
 import signal
-import subprocess
-import sys
 import threading
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +33,7 @@ from decant_distill.train.spikes import Spike, find_spike
 from decant_distill.train.student import load_tokenizer
 from decant_distill.train.trackers import require_trackers
 from decant_distill.train.watch import RunStopped
+from tests.distill.killed_training import killed_at
 
 LENGTHS = [10 + (i * 37) % 90 for i in range(500)]
 
@@ -306,18 +304,6 @@ def test_sigterm_ends_a_run_with_a_checkpoint_and_the_command_goes_on(
 
 def weights_of(folder: Path) -> dict[str, torch.Tensor]:
     return load_file(folder / "adapter_model.safetensors")
-
-
-def killed_at(config: TrainConfig, condition: Callable[[], bool], tmp_path: Path) -> None:
-    """Starts the run as a process of its own and kills it with SIGKILL as soon as the condition holds."""
-    file = tmp_path / "train.json"
-    file.write_text(config.model_dump_json())
-    command = [sys.executable, "-m", "decant", "train", "--config", str(file)]
-    with subprocess.Popen(command, env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}) as child:
-        while not condition():
-            assert child.poll() is None, "the run ended before it could be killed"
-            time.sleep(0.002)
-        child.send_signal(signal.SIGKILL)
 
 
 @pytest.mark.slow
