@@ -28,7 +28,7 @@ demo: $(FOR_DEMO)
 	$(BIN)/decant demo $(ARGS)
 
 test: $(FOR_DEV)
-	$(BIN)/python -m pytest $(ARGS)
+	$(BIN)/python -m pytest --numprocesses logical --maxprocesses 4 --dist loadfile $(ARGS)
 
 check: $(FOR_DEV)
 	$(BIN)/ruff check .
