@@ -20,7 +20,7 @@ from decant_bench.plan import Plan
 from decant_bench.records import REQUESTS_FILE, Record, RecordFile, read_records
 from decant_bench.self_check import ClientRecord, LoopWatch
 from decant_bench.server_timing import SERVER_FILE, ServerRecord, fetch_server_timing
-from decant_bench.wire_client import open_load_client, stamps_of
+from decant.wire_client import open_load_client, stamps_of
 
 
 @dataclass(frozen=True, slots=True)

@@ -48,7 +48,7 @@ from decant_bench.replay import (
     replay_open,
 )
 from decant_bench.scoring import score
-from decant_bench.wire_client import open_load_client
+from decant.wire_client import open_load_client
 
 _LEAST_PER_CLIENT = 2
 """With fewer burst requests per client there is no time in which every client is busy."""

@@ -14,7 +14,8 @@ from decant.errors import DecantError, StageError
 from decant.lease import process_owner
 from decant.store import Answer, Label, RequestStore
 from decant_distill.key_set import KeySet
-from decant_distill.label_plan import asks_in, plan
+from decant_distill.label_plan import Planned, asks_in, plan
+from decant_distill.label_record import Recorder
 from decant_distill.label_requests import Job
 from decant_distill.label_send import Sender
 from decant_distill.label_spend import Purse
@@ -26,7 +27,8 @@ T = TypeVar("T")
 _LEASE_S = 120.0
 _RENEWED_AFTER_S = 30.0
 _POLL_S = 0.5
-_ERROR_CHARACTERS = 500
+# Rows leased at once, by concurrency: few calls to the store, and little that another worker has to wait for.
+_ROUNDS_LEASED = 4
 _OPEN = ("pending", "leased")
 
 
@@ -98,6 +100,7 @@ class Dispatcher:
         self._only = only
         self._owner = process_owner()
         self._held: set[str] = set()
+        self._recorder = Recorder(store)
         self._calls: set[asyncio.Task[Any]] = set()
 
     async def run(self, job: Job, *, concurrency: int) -> None:
@@ -120,43 +123,55 @@ class Dispatcher:
             raise _first_decant_error(group) or group from None
         finally:
             await asyncio.gather(*self._calls, return_exceptions=True)
+            await self._recorder.flush()
             await asyncio.to_thread(self._give_back)
 
     async def _feed(self, job: Job, queue: asyncio.Queue[Label | None], concurrency: int) -> None:
         """Leases what is open, chunk by chunk, until nothing is; waits for what another process holds."""
         while True:
-            chunks = plan(job, self._store.get_many)
+            chunks, is_held_elsewhere = plan(job, self._store.get_many), False
             while chunk := await asyncio.to_thread(next, chunks, None):
-                keys = [ask.key for ask in asks_in(chunk) if self._only is None or ask.key in self._only]
-                while leased := await self._in_thread(self._lease, concurrency, keys):
-                    for label in leased:
-                        await queue.put(label)
+                keys = self._wanted(chunk)
+                taken = await self._lease_all(keys, queue, _ROUNDS_LEASED * concurrency)
+                if taken < len(keys):
+                    is_held_elsewhere |= await asyncio.to_thread(self._is_held_elsewhere, keys)
             await queue.join()
-            if await asyncio.to_thread(self._is_settled, job):
+            if not is_held_elsewhere:
                 break
             await asyncio.sleep(_POLL_S)
         for _ in range(concurrency):
             await queue.put(None)
+
+    async def _lease_all(
+        self, keys: Collection[str], queue: asyncio.Queue[Label | None], at_once: int
+    ) -> int:
+        """Queues those of the requests that can be leased; returns how many."""
+        taken = 0
+        while True:
+            leased = await self._in_thread(self._lease, at_once, keys)
+            for label in leased:
+                await queue.put(label)
+            taken += len(leased)
+            if len(leased) < at_once:
+                return taken
 
     async def _renew(self) -> None:
         while True:
             await asyncio.sleep(_RENEWED_AFTER_S)
             await self._in_thread(self._store.renew, self._owner, _LEASE_S)
 
-    def _lease(self, count: int, keys: list[str]) -> list[Label]:
+    def _lease(self, count: int, keys: Collection[str]) -> list[Label]:
         leased = self._store.lease(count, self._owner, _LEASE_S, keys=keys)
         self._held.update(label.key for label in leased)
         return leased
 
-    def _is_settled(self, job: Job) -> bool:
-        for chunk in plan(job, self._store.get_many):
-            known = self._store.get_many(ask.key for ask in asks_in(chunk))
-            if any(label.status in _OPEN for key, label in known.items() if self._is_wanted(key)):
-                return False
-        return True
+    def _wanted(self, chunk: list[Planned]) -> Collection[str]:
+        keys = dict.fromkeys(ask.key for ask in asks_in(chunk))
+        return [key for key in keys if self._only is None or key in self._only]
 
-    def _is_wanted(self, key: str) -> bool:
-        return self._only is None or key in self._only
+    def _is_held_elsewhere(self, keys: Collection[str]) -> bool:
+        known = self._store.get_many(keys)
+        return any(label.status in _OPEN and key not in self._held for key, label in known.items())
 
     async def _work(self, job: Job, queue: asyncio.Queue[Label | None]) -> None:
         while (leased := await queue.get()) is not None:
@@ -179,7 +194,7 @@ class Dispatcher:
         self._progress.advance(1)
 
     async def _record(self, key: str, outcome: Answer | ApiError) -> None:
-        await self._in_thread(self._write, key, outcome)
+        await self._recorder.record(key, outcome)
         self._held.discard(key)
 
     async def _in_thread(self, call: Callable[..., T], *arguments: object) -> T:
@@ -188,12 +203,6 @@ class Dispatcher:
         self._calls.add(task)
         task.add_done_callback(self._calls.discard)
         return await asyncio.shield(task)
-
-    def _write(self, key: str, outcome: Answer | ApiError) -> None:
-        if isinstance(outcome, Answer):
-            self._store.finish(key, outcome)
-        else:
-            self._store.fail(key, outcome.kind, str(outcome)[:_ERROR_CHARACTERS], retryable=False)
 
     def _give_back(self) -> None:
         for key in self._held:

@@ -6,11 +6,11 @@ from collections.abc import Collection
 from dataclasses import dataclass
 from itertools import count
 
-from decant.client import OpenAIClient
 from decant.endpoint import Endpoint
 from decant.errors import DataError
 from decant.progress import Progress
 from decant.store import RequestStore
+from decant.wire_client import open_load_client
 from decant_distill.label_job import Dispatcher, Registered, register
 from decant_distill.label_pace import Pace
 from decant_distill.label_progress import Estimate, JobProgress, choose, estimate
@@ -103,12 +103,8 @@ class LabelRun:
         timeout_s: float,
         only: Collection[str] | None = None,
     ) -> None:
-        client = OpenAIClient(
-            self._endpoint.base_url,
-            api_key=self._endpoint.api_key,
-            timeout_s=timeout_s,
-            max_connections=self._concurrency,
-            max_retries=0,
+        client = open_load_client(
+            self._endpoint.base_url, api_key=self._endpoint.api_key, timeout_s=timeout_s
         )
         pace, watch = Pace(self._concurrency), Watch(concurrency=self._concurrency)
         to_ask = registered.open if only is None else len(only)

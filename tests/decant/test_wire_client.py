@@ -11,7 +11,7 @@ import pytest
 
 from decant.client import ApiError, OpenAIClient
 from decant.errors import ConfigError
-from decant_bench.wire_client import WireClient, open_load_client, stamps_of
+from decant.wire_client import WireClient, open_load_client, stamps_of
 
 Answer = Callable[[asyncio.StreamReader, asyncio.StreamWriter, int], Awaitable[None]]
 REQUEST = {"model": "m", "messages": [{"role": "user", "content": "hi"}]}

@@ -1,14 +1,15 @@
-"""The load client: as little as possible between the socket and the stamp.
+"""The lean client, of load and of labeling: as little as possible between the socket and the stamp.
 
-It does what `decant.client.OpenAIClient` does without retries, with less work per event: the kernel stamps
-what arrives, and an answer is parsed once it is whole. It speaks plain HTTP/1.1; what needs TLS or a proxy
-goes through OpenAIClient, which stamps at the read.
+It does what `decant.client.OpenAIClient` does without retries, with less work per event and per connection:
+the kernel stamps what arrives, and an answer is parsed once it is whole. It speaks plain HTTP/1.1; what needs
+TLS or a proxy goes through OpenAIClient, which stamps at the read.
 """
 
 import asyncio
 import json
 import socket
 import urllib.request
+import uuid
 from collections.abc import Mapping
 from typing import Any, Literal, Self
 from urllib.parse import SplitResult, urlsplit
@@ -18,7 +19,7 @@ from decant.arrival import Received, stamp_arrivals
 from decant.client import Completion, OpenAIClient
 from decant.errors import ConfigError
 from decant.exchange import Attempt, Call, Route
-from decant_bench.wire_connection import ConnectionBroken, WireConnection
+from decant.wire_connection import ConnectionBroken, WireConnection
 
 Stamps = Literal["kernel", "read"]
 """Who says when an event came: the kernel at its arrival, or the client when it read it."""
@@ -91,7 +92,7 @@ class WireClient:
         call = Call(
             method="POST",
             url=self._url.geturl() + _PATHS[route],
-            request_id=request_id or "",
+            request_id=request_id or uuid.uuid4().hex,
             content=content,
             intended_s=intended_s,
             route=route,
