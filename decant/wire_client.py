@@ -7,9 +7,9 @@ TLS or a proxy goes through OpenAIClient, which stamps at the read.
 
 import asyncio
 import json
+import random
 import socket
 import urllib.request
-import uuid
 from collections.abc import Mapping
 from typing import Any, Literal, Self
 from urllib.parse import SplitResult, urlsplit
@@ -92,7 +92,7 @@ class WireClient:
         call = Call(
             method="POST",
             url=self._url.geturl() + _PATHS[route],
-            request_id=request_id or uuid.uuid4().hex,
+            request_id=request_id or f"{random.getrandbits(128):032x}",
             content=content,
             intended_s=intended_s,
             route=route,

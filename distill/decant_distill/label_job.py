@@ -59,21 +59,23 @@ def register(job: Job, store: RequestStore, *, reopen: bool = True) -> Registere
 
     An answer that was paid for is never asked for again, be it cut or without a marker.
     """
-    seen = KeySet()
+    seen, prompt_version = KeySet(), job.prompt_version
     reused = unanswered = 0
     paid_usd = latency_s = 0.0
     for chunk in plan(job, store.get_many):
         fresh = {ask.key: ask for ask in asks_in(chunk) if seen.add(ask.key)}
-        store.add(ask.to_store(job.teacher, job.prompt_version) for ask in fresh.values())
-        known = store.get_many(fresh).values()
-        failed = [label.key for label in known if label.status == "failed"]
+        standing = store.standing(fresh)
+        new = [ask.to_store(job.teacher, prompt_version) for key, ask in fresh.items() if key not in standing]
+        store.add(new)
+        known = standing.values()
+        failed = [key for key, one in standing.items() if one.status == "failed"]
         if reopen:
             store.reopen(failed)
-        reused += sum(label.status == "done" for label in known)
-        unanswered += len(failed) if reopen else 0
-        unanswered += sum(label.status in _OPEN for label in known)
-        paid_usd += sum(label.cost_usd or 0.0 for label in known)
-        latency_s += sum(label.latency_s or 0.0 for label in known)
+        reused += sum(one.status == "done" for one in known)
+        unanswered += len(new) + (len(failed) if reopen else 0)
+        unanswered += sum(one.status in _OPEN for one in known)
+        paid_usd += sum(one.cost_usd or 0.0 for one in known)
+        latency_s += sum(one.latency_s or 0.0 for one in known)
     return Registered(
         requests=len(seen), reused=reused, open=unanswered, paid_usd=paid_usd, latency_s=latency_s
     )
@@ -170,8 +172,8 @@ class Dispatcher:
         return [key for key in keys if self._only is None or key in self._only]
 
     def _is_held_elsewhere(self, keys: Collection[str]) -> bool:
-        known = self._store.get_many(keys)
-        return any(label.status in _OPEN and key not in self._held for key, label in known.items())
+        standing = self._store.standing(keys)
+        return any(one.status in _OPEN and key not in self._held for key, one in standing.items())
 
     async def _work(self, job: Job, queue: asyncio.Queue[Label | None]) -> None:
         while (leased := await queue.get()) is not None:

@@ -1,4 +1,4 @@
-"""Puts outcomes into the store in groups: what comes while one commit runs is committed together by the next."""
+"""Puts outcomes into the store in groups: what comes while one is committed goes together into the next."""
 
 import asyncio
 from dataclasses import dataclass, field
