@@ -1,14 +1,12 @@
-"""A labeling job against the scripted engine: throughput against the ideal, peak memory, random kills.
+"""A labeling job against the scripted engine: throughput against the ideal, and peak memory.
 
-`python -m labeling.jobs throughput`, `memory` and `kills` each print a Markdown table. The teacher
+`python -m labeling.jobs throughput` and `memory` each print a Markdown table. The teacher
 is a `decant serve` of a script, so what a request takes is exact and whatever is lost is the job's own.
 """
 
 import argparse
 import json
 import os
-import random
-import signal
 import subprocess
 import sys
 import time
@@ -131,67 +129,6 @@ def answer_before(data: Path, store_path: Path, count: int) -> None:
             store.finish_many((ask.key, answer) for ask in asks)
 
 
-def kills(given: argparse.Namespace) -> None:
-    """SIGKILL at random moments, on PostgreSQL beside a second worker: what is lost, doubled, paid again."""
-    folder = fresh(given.workdir / "kills")
-    data = write_rows(folder / "data.jsonl", given.rows)
-    place = given.store or str(folder / "labels.store.sqlite")
-    workers = 2 if "://" in place else 1
-    outputs = [folder / f"labels-{number}.jsonl" for number in range(workers)]
-    with scripted(folder, latency_s=given.latency_s, parallel=2 * given.concurrency) as endpoint:
-        commands = [
-            label_command(endpoint, data, output, concurrency=given.concurrency, store=place)
-            for output in outputs
-        ]
-        kept, codes = kill_and_rerun(commands, endpoint, place, given)
-        paid_again = endpoint.asked() - given.rows
-    written = [read_lines(output) for output in outputs]
-    ids = [line["id"] for line in written[0]]
-    wanted = [f"r{number}" for number in range(given.rows)]
-    print("| store | kills | answers in store at the kills | rows in | rows out | lost | doubled "
-          "| paid again | in flight at the kills, at most |")  # fmt: skip
-    print("|---|---|---|---|---|---|---|---|---|")
-    store = "PostgreSQL, 2 workers" if workers == 2 else "SQLite"
-    print(
-        f"| {store} | {given.kills} | {kept[0]:,} to {kept[-1]:,} | {given.rows:,} | {len(ids):,} "
-        f"| {len(set(wanted) - set(ids))} | {len(ids) - len(set(ids))} | {paid_again} "
-        f"| {given.kills * given.concurrency} |"
-    )
-    same = all([line["id"] for line in lines] == wanted for lines in written)
-    failed = sum(line["status"] != "done" for lines in written for line in lines)
-    if not same or failed or any(codes) or kept != sorted(kept):
-        raise SystemExit(f"not whole: exit codes {codes}, {failed} rows without a label, {kept} kept")
-
-
-def kill_and_rerun(
-    commands: list[list[str]], endpoint: Scripted, place: str, given: argparse.Namespace
-) -> tuple[list[int], list[int]]:
-    """Kills one worker after the other; the answers stored at each kill, and the exit codes in the end."""
-    generator, kept = random.Random(given.seed), list[int]()
-    running = [begin(command) for command in commands]
-    for number in range(given.kills):
-        asked, killed = endpoint.asked(), number % len(commands)
-        while endpoint.asked() == asked and running[killed].poll() is None:
-            time.sleep(0.01)
-        time.sleep(generator.uniform(0.0, given.spread_s))
-        running[killed].send_signal(signal.SIGKILL)
-        running[killed].wait()
-        kept.append(done_in(place))
-        running[killed] = begin(commands[killed])
-    return kept, [process.wait() for process in running]
-
-
-def begin(command: Sequence[str]) -> subprocess.Popen[bytes]:
-    """Starts a command that says nothing."""
-    return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-
-
-def done_in(place: str) -> int:
-    """How many answers a store holds."""
-    with RequestStore.open(place) as store:
-        return store.counts()["done"]
-
-
 def fresh(folder: Path) -> Path:
     """A folder without what an earlier run left of its job."""
     folder.mkdir(parents=True, exist_ok=True)
@@ -206,29 +143,18 @@ def read(path: Path) -> dict[str, Any]:
     return json.loads(path.read_text(encoding="utf-8"))
 
 
-def read_lines(path: Path) -> list[dict[str, Any]]:
-    """The objects of a JSONL file."""
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-
-
 def main(arguments: Sequence[str] | None = None) -> None:
     """Runs one of the measurements."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("what", choices=("throughput", "memory", "kills"))
+    parser.add_argument("what", choices=("throughput", "memory"))
     parser.add_argument("--workdir", type=Path, default=Path("runs/label-bench"))
     parser.add_argument("--rows", type=int, default=20_000)
     parser.add_argument("--concurrency", type=int, default=64)
     parser.add_argument("--latency-s", type=float, default=0.5)
     parser.add_argument("--repeats", type=int, default=1)
     parser.add_argument("--sizes", type=int, nargs="+", default=[10_000, 1_000_000])
-    parser.add_argument("--kills", type=int, default=50)
-    parser.add_argument(
-        "--spread-s", type=float, default=0.5, help="kills come up to so long after an answer"
-    )
-    parser.add_argument("--store", help="for kills: an empty PostgreSQL database, shared by two workers")
-    parser.add_argument("--seed", type=int, default=0)
     given = parser.parse_args(arguments)
-    {"throughput": throughput, "memory": memory, "kills": kills}[given.what](given)
+    {"throughput": throughput, "memory": memory}[given.what](given)
 
 
 if __name__ == "__main__":

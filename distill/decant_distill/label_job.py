@@ -4,7 +4,7 @@ The store is the job's memory: what it holds is never asked again, and a killed 
 """
 
 import asyncio
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar
 
@@ -14,7 +14,7 @@ from decant.errors import DecantError, StageError
 from decant.lease import process_owner
 from decant.store import Answer, Label, RequestStore
 from decant_distill.key_set import KeySet
-from decant_distill.label_plan import Planned, asks_in, plan
+from decant_distill.label_plan import asks_in, plan
 from decant_distill.label_record import Recorder
 from decant_distill.label_requests import Job
 from decant_distill.label_send import Sender
@@ -81,6 +81,15 @@ def register(job: Job, store: RequestStore, *, reopen: bool = True) -> Registere
     )
 
 
+def wanted_keys(
+    job: Job, store: RequestStore, only: Collection[str] | None = None
+) -> Iterator[Collection[str]]:
+    """The keys of the job's requests, some hundred at a time; with `only`, those of these."""
+    for chunk in plan(job, store.get_many):
+        keys = dict.fromkeys(ask.key for ask in asks_in(chunk))
+        yield [key for key in keys if only is None or key in only]
+
+
 class Dispatcher:
     """Sends a job's open requests and records each answer before the next request takes its place."""
 
@@ -92,24 +101,24 @@ class Dispatcher:
         purse: Purse,
         watch: Watch,
         progress: Counter,
-        only: Collection[str] | None = None,
     ) -> None:
         self._store = store
         self._sender = sender
         self._purse = purse
         self._watch = watch
         self._progress = progress
-        self._only = only
         self._owner = process_owner()
         self._held: set[str] = set()
         self._recorder = Recorder(store)
         self._calls: set[asyncio.Task[Any]] = set()
 
-    async def run(self, job: Job, *, concurrency: int) -> None:
-        """Returns when every request has an answer or a failure of its own; with `only`, those of these keys.
+    async def run(
+        self, job: Job, wanted: Callable[[], Iterator[Collection[str]]], *, concurrency: int
+    ) -> None:
+        """Returns when every wanted request has an answer or a failure of its own.
 
-        EndpointError when the endpoint is why no answers come, StageError when the budget is spent; what was
-        answered is in the store then.
+        `wanted` gives their keys, anew at each call. EndpointError when the endpoint is why no answers come,
+        StageError when the budget is spent; what was answered is in the store then.
         """
         queue: asyncio.Queue[Label | None] = asyncio.Queue(maxsize=concurrency)
         try:
@@ -117,7 +126,7 @@ class Dispatcher:
                 for _ in range(concurrency):
                     tasks.create_task(self._work(job, queue))
                 renewing = tasks.create_task(self._renew())
-                await self._feed(job, queue, concurrency)
+                await self._feed(wanted, queue, concurrency)
                 renewing.cancel()
         except TimeoutError:
             raise self._out_of_money() from None
@@ -128,12 +137,16 @@ class Dispatcher:
             await self._recorder.flush()
             await asyncio.to_thread(self._give_back)
 
-    async def _feed(self, job: Job, queue: asyncio.Queue[Label | None], concurrency: int) -> None:
+    async def _feed(
+        self,
+        wanted: Callable[[], Iterator[Collection[str]]],
+        queue: asyncio.Queue[Label | None],
+        concurrency: int,
+    ) -> None:
         """Leases what is open, chunk by chunk, until nothing is; waits for what another process holds."""
         while True:
-            chunks, is_held_elsewhere = plan(job, self._store.get_many), False
-            while chunk := await asyncio.to_thread(next, chunks, None):
-                keys = self._wanted(chunk)
+            chunks, is_held_elsewhere = wanted(), False
+            while (keys := await asyncio.to_thread(next, chunks, None)) is not None:
                 taken = await self._lease_all(keys, queue, _ROUNDS_LEASED * concurrency)
                 if taken < len(keys):
                     is_held_elsewhere |= await asyncio.to_thread(self._is_held_elsewhere, keys)
@@ -166,10 +179,6 @@ class Dispatcher:
         leased = self._store.lease(count, self._owner, _LEASE_S, keys=keys)
         self._held.update(label.key for label in leased)
         return leased
-
-    def _wanted(self, chunk: list[Planned]) -> Collection[str]:
-        keys = dict.fromkeys(ask.key for ask in asks_in(chunk))
-        return [key for key in keys if self._only is None or key in self._only]
 
     def _is_held_elsewhere(self, keys: Collection[str]) -> bool:
         standing = self._store.standing(keys)
