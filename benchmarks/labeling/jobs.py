@@ -1,6 +1,7 @@
 """A labeling job against the scripted engine: throughput against the ideal, and peak memory.
 
-`python -m labeling.jobs throughput` and `memory` each print a Markdown table. The teacher
+`python -m labeling.jobs throughput` (three minutes; each peer at most `--limit-s` more) and `memory` (ten)
+each print a Markdown table. The teacher
 is a `decant serve` of a script, so what a request takes is exact and whatever is lost is the job's own.
 """
 
@@ -9,6 +10,8 @@ import json
 import os
 import subprocess
 import sys
+import tempfile
+import threading
 import time
 from collections.abc import Generator, Sequence
 from contextlib import contextmanager
@@ -23,6 +26,7 @@ from decant_distill.label_requests import Job, Sampling, Teacher
 from labeling.served_script import served_script
 
 _ASKED_OF_A_FULL_STORE = 10_000
+_PEERS = ("distilabel", "curator")
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +41,16 @@ class Scripted:
         return len(self.log.read_text(encoding="utf-8").splitlines()) if self.log.exists() else 0
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Measured:
+    """What a command took, and what it printed."""
+
+    wall_s: float
+    cpu_s: float
+    peak_mb: float
+    output: str
+
+
 @contextmanager
 def scripted(folder: Path, *, latency_s: float, parallel: int) -> Generator[Scripted]:
     """An endpoint that answers every request after exactly `latency_s`, `parallel` at once."""
@@ -44,7 +58,7 @@ def scripted(folder: Path, *, latency_s: float, parallel: int) -> Generator[Scri
     log.unlink(missing_ok=True)
     answer = {"chunks": ["Answer: yes"], "ttft_s": latency_s, "prompt_tokens": 20}
     options = ["--parallel", str(parallel), "--queue-limit", str(4 * parallel), "--timing-log", str(log)]
-    with served_script(folder, answer, *options) as base_url:
+    with served_script(folder, answer, options=options) as base_url:
         yield Scripted(base_url, log)
 
 
@@ -68,34 +82,64 @@ def label_command(
     return command
 
 
-def run_measured(command: Sequence[str]) -> tuple[float, float]:
-    """Runs a command to its end: its seconds and its peak resident memory in MB."""
+def run_measured(command: Sequence[str], *, limit_s: float = 3600.0) -> Measured:
+    """Runs a command to its end, or SystemExit; its CPU time holds that of processes that it waited for."""
     started_s = time.perf_counter()
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    _, status, usage = os.wait4(process.pid, 0)
-    process.returncode = os.waitstatus_to_exitcode(status)
-    if process.returncode:
-        raise SystemExit(f"{' '.join(command)}: exit code {process.returncode}")
-    return time.perf_counter() - started_s, usage.ru_maxrss * 1024 / 1e6
+    with tempfile.TemporaryFile() as output:
+        process = subprocess.Popen(command, stdout=output, stderr=subprocess.DEVNULL)
+        timer = threading.Timer(limit_s, process.kill)
+        timer.start()
+        _, status, usage = os.wait4(process.pid, 0)
+        timer.cancel()
+        process.returncode = os.waitstatus_to_exitcode(status)
+        if process.returncode:
+            shown = " ".join(command[:4])
+            raise SystemExit(f"{shown} …: exit code {process.returncode} (limit {limit_s:.0f} s)")
+        output.seek(0)
+        told = output.read().decode("utf-8", "replace")
+    return Measured(
+        wall_s=time.perf_counter() - started_s,
+        cpu_s=usage.ru_utime + usage.ru_stime,
+        peak_mb=usage.ru_maxrss * 1024 / 1e6,
+        output=told,
+    )
 
 
 def throughput(given: argparse.Namespace) -> None:
-    """Rows per second against concurrency / latency."""
-    ideal = given.concurrency / given.latency_s
-    print("| rows | concurrency | latency, s | ideal, rows/s | rows/s | of the ideal | whole command, s |")
-    print("|---|---|---|---|---|---|---|")
+    """Rows per second against concurrency / latency, beside other labelers where their Pythons are named."""
+    print("| labeler | rows | ideal, rows/s | rows/s | of the ideal | CPU per row, ms | peak MB | whole, s |")
+    print("|---|---|---|---|---|---|---|---|")
     for number in range(given.repeats):
         folder = fresh(given.workdir / f"throughput-{number}")
         data, output = write_rows(folder / "data.jsonl", given.rows), folder / "labels.jsonl"
         with scripted(folder, latency_s=given.latency_s, parallel=given.concurrency) as endpoint:
             command = label_command(endpoint, data, output, concurrency=given.concurrency)
-            wall_s, _ = run_measured(command)
-        asking_s = read(output.with_suffix(".summary.json"))["run_s"]
-        rate = given.rows / asking_s
-        print(
-            f"| {given.rows:,} | {given.concurrency} | {given.latency_s} | {ideal:.1f} | {rate:.1f} "
-            f"| {rate / ideal:.1%} | {wall_s:.1f} |"
-        )
+            found = run_measured(command, limit_s=given.limit_s)
+            asking_s = read(output.with_suffix(".summary.json"))["run_s"]
+            print(_row("decant label", given.rows, asking_s, found, given), flush=True)
+            for name in _PEERS:
+                if vars(given)[name] is not None:
+                    print(_peer(name, endpoint, folder, given), flush=True)
+
+
+def _peer(name: str, endpoint: Scripted, folder: Path, given: argparse.Namespace) -> str:
+    data = write_rows(folder / "peer.jsonl", given.peer_rows)
+    script = Path(__file__).with_name(f"peer_{name}.py")
+    command = [str(vars(given)[name]), str(script), str(data), endpoint.base_url, "script"]
+    try:
+        found = run_measured([*command, str(given.concurrency)], limit_s=given.limit_s)
+    except SystemExit as error:
+        return f"| {name} | {given.peer_rows:,} | {error} |"
+    told = json.loads(found.output.splitlines()[-1])
+    return _row(name, told["rows"], told["seconds"], found, given)
+
+
+def _row(name: str, rows: int, asking_s: float, found: Measured, given: argparse.Namespace) -> str:
+    ideal, rate = given.concurrency / given.latency_s, rows / asking_s
+    return (
+        f"| {name} | {rows:,} | {ideal:.1f} | {rate:.1f} | {rate / ideal:.1%} "
+        f"| {1000 * found.cpu_s / rows:.2f} | {found.peak_mb:.0f} | {found.wall_s:.1f} |"
+    )
 
 
 def memory(given: argparse.Namespace) -> None:
@@ -108,8 +152,8 @@ def memory(given: argparse.Namespace) -> None:
         answered = max(0, rows - _ASKED_OF_A_FULL_STORE)
         answer_before(data, output.with_suffix(".store.sqlite"), answered)
         with scripted(folder, latency_s=0.0, parallel=32) as endpoint:
-            wall_s, peak_mb = run_measured(label_command(endpoint, data, output, concurrency=32))
-        print(f"| {rows:,} | {rows - answered:,} | {peak_mb:.0f} | {wall_s:.1f} |")
+            found = run_measured(label_command(endpoint, data, output, concurrency=32))
+        print(f"| {rows:,} | {rows - answered:,} | {found.peak_mb:.0f} | {found.wall_s:.1f} |", flush=True)
 
 
 def answer_before(data: Path, store_path: Path, count: int) -> None:
@@ -153,6 +197,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--latency-s", type=float, default=0.5)
     parser.add_argument("--repeats", type=int, default=1)
     parser.add_argument("--sizes", type=int, nargs="+", default=[10_000, 1_000_000])
+    for name in _PEERS:
+        parser.add_argument(f"--{name}", type=Path, help=f"Python of an environment that has {name}")
+    parser.add_argument("--peer-rows", type=int, default=2_000, help="rows for each of them")
+    parser.add_argument("--limit-s", type=float, default=600.0, help="most that one labeler may take")
     given = parser.parse_args(arguments)
     {"throughput": throughput, "memory": memory}[given.what](given)
 

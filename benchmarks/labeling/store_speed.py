@@ -119,7 +119,7 @@ def timed(work: Callable[..., object], *arguments: object) -> float:
 
 def lookups(place: str, folder: Path, count: int) -> None:
     """Latency of whole chats, one after another: looked up, and asked of an engine that answers at once."""
-    with served_script(folder, {"chunks": ["Answer: even"]}, "--lookup", place) as base_url:
+    with served_script(folder, {"chunks": ["Answer: even"]}, options=("--lookup", place)) as base_url:
         print("| answered by | chats | p50, ms | p95, ms | p99, ms |")
         print("|---|---|---|---|---|")
         for source, first in (("lookup", 0), ("model", -count)):
