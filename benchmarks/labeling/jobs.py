@@ -29,16 +29,24 @@ _ASKED_OF_A_FULL_STORE = 10_000
 _PEERS = ("distilabel", "curator")
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Scripted:
-    """A running endpoint and the log of what it was asked."""
+    """A running endpoint and the log of what it was asked, which is read on from where it was left."""
 
     base_url: str
     log: Path
+    _lines: int = 0
+    _bytes: int = 0
 
     def asked(self) -> int:
         """How many requests came to it, answered or not."""
-        return len(self.log.read_text(encoding="utf-8").splitlines()) if self.log.exists() else 0
+        if self.log.exists():
+            with self.log.open("rb") as file:
+                file.seek(self._bytes)
+                new = file.read()
+            self._lines += new.count(b"\n")
+            self._bytes += len(new)
+        return self._lines
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

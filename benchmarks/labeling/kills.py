@@ -82,6 +82,8 @@ def kill_and_rerun(
         while endpoint.asked() == asked and running[killed].poll() is None:
             time.sleep(0.01)
         time.sleep(generator.uniform(0.0, given.spread_s))
+        if running[killed].poll() is not None:
+            raise SystemExit(f"the job ended before kill {number + 1}: give it more --rows")
         running[killed].send_signal(signal.SIGKILL)
         running[killed].wait()
         kept.append(done_in(place))
