@@ -67,8 +67,8 @@ def _tell(call: str, found: Any, *names: str) -> None:
 
 
 def _short(line: dict[str, Any]) -> str:
-    body = line["response"]["body"] if line.get("response") else {}
-    said = body["choices"][0]["message"]["content"] if "choices" in body else body.get("error")
+    body: dict[str, Any] = line["response"]["body"] if line.get("response") else {}
+    said: Any = body["choices"][0]["message"]["content"] if "choices" in body else body.get("error")
     status = line["response"]["status_code"] if line.get("response") else None
     return f"{line['custom_id']}: HTTP {status}, {said!r}, error {line.get('error')!r}"
 

@@ -4,6 +4,7 @@
 seconds from the call to its end.
 """
 
+import importlib
 import json
 import sys
 import time
@@ -13,18 +14,18 @@ from typing import Any
 
 def main(data: str, base_url: str, model: str, concurrency: int) -> None:
     """Asks for every row and prints how long that took."""
-    from bespokelabs import curator
+    # It is installed elsewhere, and has no types here.
+    curator: Any = importlib.import_module("bespokelabs.curator")
 
-    class Asker(curator.LLM):
-        def prompt(self, input: dict[str, Any]) -> str:  # noqa: A002 - Curator passes it by this name
-            return str(input["prompt"])
+    def prompt(_: object, row: dict[str, Any]) -> str:
+        return str(row["prompt"])
 
-        def parse(self, input: dict[str, Any], response: str) -> dict[str, Any]:  # noqa: A002
-            return {"answer": response}
+    def parse(_: object, __: dict[str, Any], response: str) -> dict[str, Any]:
+        return {"answer": response}
 
     lines = Path(data).read_text(encoding="utf-8").splitlines()
     rows = [{"prompt": json.loads(line)["prompt"]} for line in lines]
-    asker = Asker(
+    asker: Any = type("Asker", (curator.LLM,), {"prompt": prompt, "parse": parse})(
         model_name=model,
         backend="openai",
         backend_params={
@@ -38,8 +39,7 @@ def main(data: str, base_url: str, model: str, concurrency: int) -> None:
     started_s = time.perf_counter()
     found: Any = asker(rows)
     seconds = time.perf_counter() - started_s
-    dataset = getattr(found, "dataset", found)
-    print(json.dumps({"rows": sum(bool(row["answer"]) for row in dataset), "seconds": seconds}))
+    print(json.dumps({"rows": sum(bool(row["answer"]) for row in found.dataset), "seconds": seconds}))
 
 
 if __name__ == "__main__":

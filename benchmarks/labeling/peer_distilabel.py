@@ -4,6 +4,7 @@
 seconds from the pipeline's start to its end.
 """
 
+import importlib
 import json
 import sys
 import time
@@ -13,19 +14,19 @@ from typing import Any
 
 def main(data: str, base_url: str, model: str, concurrency: int) -> None:
     """Asks for every row and prints how long that took."""
-    from distilabel.models import OpenAILLM
-    from distilabel.pipeline import Pipeline
-    from distilabel.steps import LoadDataFromDicts
-    from distilabel.steps.tasks import TextGeneration
-
+    # It is installed elsewhere, and has no types here.
+    models: Any = importlib.import_module("distilabel.models")
+    pipelines: Any = importlib.import_module("distilabel.pipeline")
+    steps: Any = importlib.import_module("distilabel.steps")
+    tasks: Any = importlib.import_module("distilabel.steps.tasks")
     lines = Path(data).read_text(encoding="utf-8").splitlines()
     rows = [{"instruction": json.loads(line)["prompt"]} for line in lines]
-    with Pipeline(name="peer") as pipeline:
-        source = LoadDataFromDicts(data=rows, batch_size=concurrency)
-        llm = OpenAILLM(
+    with pipelines.Pipeline(name="peer") as pipeline:
+        source = steps.LoadDataFromDicts(data=rows, batch_size=concurrency)
+        llm = models.OpenAILLM(
             model=model, base_url=base_url, api_key="none", generation_kwargs={"max_new_tokens": 256}
         )
-        source >> TextGeneration(llm=llm, input_batch_size=concurrency)
+        source.connect(tasks.TextGeneration(llm=llm, input_batch_size=concurrency))
     started_s = time.perf_counter()
     found: Any = pipeline.run(use_cache=False)
     seconds = time.perf_counter() - started_s
