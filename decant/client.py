@@ -19,6 +19,7 @@ import httpx
 
 from decant import __version__
 from decant.api_error import ApiError, ErrorKind
+from decant.connection_pools import ConnectionPools
 from decant.errors import ConfigError
 from decant.exchange import Attempt, Call, Completion, Route
 
@@ -87,14 +88,14 @@ class OpenAIClient:
             verify=httpx.create_ssl_context() if url.scheme == "https" else False,
             trust_env=not is_loopback(url.host),
         )
-        self._pooled = build(limits=httpx.Limits(max_connections=max_connections))
+        self._pools = ConnectionPools(lambda limits: build(limits=limits), most=max_connections)
         self._unpooled = build(limits=httpx.Limits(max_keepalive_connections=0))
 
     async def __aenter__(self) -> Self:
         return self
 
     async def __aexit__(self, *exc: object) -> None:
-        await self._pooled.aclose()
+        await self._pools.aclose()
         await self._unpooled.aclose()
 
     async def chat(
@@ -181,13 +182,14 @@ class OpenAIClient:
 
     async def _tried(self, attempt: Attempt, read: _Reader[T]) -> T:
         try:
-            async with asyncio.timeout(self._timeout_s):
-                response = await self._send(attempt)
-                try:
-                    await attempt.check(response)
-                    return await read(attempt, response)
-                finally:
-                    await response.aclose()
+            with self._pools.client() as pooled:
+                async with asyncio.timeout(self._timeout_s):
+                    response = await self._send(attempt, pooled)
+                    try:
+                        await attempt.check(response)
+                        return await read(attempt, response)
+                    finally:
+                        await response.aclose()
         except TimeoutError as error:
             raise attempt.error("timeout", f"no whole answer within {self._timeout_s:g} s") from error
         except (httpx.ConnectError, httpx.ConnectTimeout) as error:
@@ -195,9 +197,9 @@ class OpenAIClient:
         except httpx.TransportError as error:
             raise attempt.broken(error) from error
 
-    async def _send(self, attempt: Attempt) -> httpx.Response:
+    async def _send(self, attempt: Attempt, pooled: httpx.AsyncClient) -> httpx.Response:
         call = attempt.call
-        request = self._pooled.build_request(
+        request = pooled.build_request(
             call.method,
             call.url,
             content=call.content,
@@ -205,7 +207,7 @@ class OpenAIClient:
             extensions={"trace": attempt.trace},
         )
         try:
-            return await self._pooled.send(request, stream=True)
+            return await pooled.send(request, stream=True)
         except (httpx.NetworkError, httpx.RemoteProtocolError):
             # llama-server closes its connections after a streamed answer: a reset on one that we reused says
             # nothing about this request, so it goes out again, once, on a connection of its own.

@@ -2,8 +2,10 @@
 
 import json
 import re
-from dataclasses import asdict, dataclass
-from typing import Any, Literal, get_args
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from operator import attrgetter
+from typing import Any, Literal, NamedTuple, get_args
 
 import sqlalchemy as sa
 
@@ -29,7 +31,15 @@ class NewLabel:
 
     def to_row(self) -> dict[str, Any]:
         """The columns that a new row begins with."""
-        return {**asdict(self), "request": json.dumps(self.request), "ask": ask_key(self.request)}
+        return {
+            "key": self.key,
+            "row_id": self.row_id,
+            "sample": self.sample,
+            "request": json.dumps(self.request),
+            "prompt_version": self.prompt_version,
+            "teacher": self.teacher,
+            "ask": ask_key(self.request),
+        }
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -45,6 +55,22 @@ class Answer:
     cost_usd: float | None = None
     logprob: float | None = None
     latency_s: float | None = None
+
+    def to_columns(self) -> dict[str, Any]:
+        """Its columns; `asdict` would copy each value."""
+        return dict(zip(_ANSWER_NAMES, _answer_values(self), strict=True))
+
+
+_ANSWER_NAMES = tuple(field.name for field in fields(Answer))
+_answer_values = attrgetter(*_ANSWER_NAMES)
+
+
+class Standing(NamedTuple):
+    """How far a request has come, and what its answer cost and took."""
+
+    status: Status
+    cost_usd: float | None
+    latency_s: float | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -123,7 +149,12 @@ _INTERNAL = ("seq", "ask")
 SHOWN = [column for column in LABELS.columns if column.name not in _INTERNAL]
 
 
-def to_label(row: sa.RowMapping) -> Label:
-    """The label in a row that holds at least the columns `SHOWN`."""
-    columns = {str(name): value for name, value in row.items() if name not in _INTERNAL}
-    return Label(**{**columns, "request": json.loads(row["request"])})
+_NAMES = tuple(column.name for column in SHOWN)
+_REQUEST = _NAMES.index("request")
+
+
+def to_label(values: Sequence[Any]) -> Label:
+    """The label in a row of exactly the columns `SHOWN`."""
+    columns = dict(zip(_NAMES, values, strict=True))
+    columns["request"] = json.loads(values[_REQUEST])
+    return Label(**columns)

@@ -4,6 +4,7 @@ import re
 import string
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
@@ -71,7 +72,7 @@ class TaskConfig(Config):
         if (template := self.prompt_template()) is not None:
             known = {"answer_marker", *self.values}
             return [name for name in template.fields if name not in known]
-        return [name for _, name, _, _ in string.Formatter().parse(self.prompt) if name]
+        return list(_format_fields(self.prompt))
 
     def user_text(self, fields: Mapping[str, Any]) -> str:
         """The user message for one row; DataError when the row lacks a field of the prompt."""
@@ -97,6 +98,11 @@ class TaskConfig(Config):
         """The row's true answer as text, where it has one."""
         value = fields.get(self.gold_field)
         return None if value is None else str(value)
+
+
+@lru_cache(maxsize=16)
+def _format_fields(prompt: str) -> tuple[str, ...]:
+    return tuple(name for _, name, _, _ in string.Formatter().parse(prompt) if name)
 
 
 @dataclass(frozen=True, slots=True)

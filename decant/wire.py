@@ -267,14 +267,18 @@ def canonical_json(obj: Any) -> bytes:
 
     ValueError for NaN and infinities, TypeError for what JSON cannot hold.
     """
-    text = json.dumps(
-        _canonical(obj), sort_keys=True, ensure_ascii=False, separators=(",", ":"), allow_nan=False
-    )
     # JSON text may hold lone surrogates ("\ud800"); they must not make a row impossible to key.
-    return text.encode("utf-8", errors="surrogatepass")
+    return _CANONICAL.encode(_canonical(obj)).encode("utf-8", errors="surrogatepass")
+
+
+_CANONICAL = json.JSONEncoder(sort_keys=True, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
+# Looked up before anything else: nearly every value of a request is one of these.
+_PLAIN = frozenset({str, int, bool, type(None)})
 
 
 def _canonical(value: Any) -> Any:
+    if type(value) in _PLAIN:
+        return value
     if isinstance(value, float) and value.is_integer():
         return int(value)
     if isinstance(value, Mapping):

@@ -11,6 +11,7 @@ from pathlib import Path
 from decant.endpoint import Endpoint
 from decant.errors import EndpointError
 from decant.files import write_jsonl
+from decant.wire_client import open_load_client, stamps_of
 from decant_bench.bench_config import BenchConfig
 from decant_bench.bench_processes import sending_processes
 from decant_bench.bench_share import ProcessRecord, Sender, Share, Warmup
@@ -20,7 +21,6 @@ from decant_bench.plan import Plan
 from decant_bench.records import REQUESTS_FILE, Record, RecordFile, read_records
 from decant_bench.self_check import ClientRecord, LoopWatch
 from decant_bench.server_timing import SERVER_FILE, ServerRecord, fetch_server_timing
-from decant_bench.wire_client import open_load_client, stamps_of
 
 
 @dataclass(frozen=True, slots=True)

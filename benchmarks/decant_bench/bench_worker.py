@@ -18,12 +18,12 @@ from typing import Any
 
 from decant.client import ApiError
 from decant.endpoint import Endpoint
+from decant.wire_client import open_load_client
 from decant_bench.bench_config import BenchConfig
 from decant_bench.bench_share import Sender, Share, Warmup
 from decant_bench.conversation_file import ConversationFile
 from decant_bench.driver import Counters
 from decant_bench.records import RecordFile
-from decant_bench.wire_client import open_load_client
 from decant_bench.workload import Conversation
 
 _SAY_EVERY_S = 0.5

@@ -24,6 +24,7 @@ from decant.hardware import describe_command, describe_commit, describe_machine,
 from decant.progress import Progress
 from decant.task import Message, TaskConfig
 from decant.timing import RequestTiming, summarize
+from decant.wire_client import open_load_client
 from decant_bench.latency import latency_summaries
 from decant_bench.load import Arrival, arrival_offsets_s
 from decant_bench.predictions import (
@@ -48,7 +49,6 @@ from decant_bench.replay import (
     replay_open,
 )
 from decant_bench.scoring import score
-from decant_bench.wire_client import open_load_client
 
 _LEAST_PER_CLIENT = 2
 """With fewer burst requests per client there is no time in which every client is busy."""

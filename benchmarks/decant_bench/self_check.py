@@ -9,7 +9,7 @@ from typing import Any, Self
 
 from decant.errors import DecantError
 from decant.timing import percentile, summarize
-from decant_bench.wire_client import Stamps
+from decant.wire_client import Stamps
 
 _SAMPLE_EVERY_S = 0.02
 # The event loop rounds its timers up to a millisecond, which a read of a socket does not wait for.

@@ -1,16 +1,17 @@
-"""A labeling job against the scripted engine: throughput against the ideal, peak memory, random kills.
+"""A labeling job against the scripted engine: throughput against the ideal, and peak memory.
 
-`python -m labeling.jobs throughput`, `memory` and `kills` each print a Markdown table. The teacher
+`python -m labeling.jobs throughput` (three minutes; each peer at most `--limit-s` more) and `memory` (ten)
+each print a Markdown table. The teacher
 is a `decant serve` of a script, so what a request takes is exact and whatever is lost is the job's own.
 """
 
 import argparse
 import json
 import os
-import random
-import signal
 import subprocess
 import sys
+import tempfile
+import threading
 import time
 from collections.abc import Generator, Sequence
 from contextlib import contextmanager
@@ -25,18 +26,37 @@ from decant_distill.label_requests import Job, Sampling, Teacher
 from labeling.served_script import served_script
 
 _ASKED_OF_A_FULL_STORE = 10_000
+_PEERS = ("distilabel", "curator")
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Scripted:
-    """A running endpoint and the log of what it was asked."""
+    """A running endpoint and the log of what it was asked, which is read on from where it was left."""
 
     base_url: str
     log: Path
+    _lines: int = 0
+    _bytes: int = 0
 
     def asked(self) -> int:
         """How many requests came to it, answered or not."""
-        return len(self.log.read_text(encoding="utf-8").splitlines()) if self.log.exists() else 0
+        if self.log.exists():
+            with self.log.open("rb") as file:
+                file.seek(self._bytes)
+                new = file.read()
+            self._lines += new.count(b"\n")
+            self._bytes += len(new)
+        return self._lines
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Measured:
+    """What a command took, and what it printed."""
+
+    wall_s: float
+    cpu_s: float
+    peak_mb: float
+    output: str
 
 
 @contextmanager
@@ -46,7 +66,7 @@ def scripted(folder: Path, *, latency_s: float, parallel: int) -> Generator[Scri
     log.unlink(missing_ok=True)
     answer = {"chunks": ["Answer: yes"], "ttft_s": latency_s, "prompt_tokens": 20}
     options = ["--parallel", str(parallel), "--queue-limit", str(4 * parallel), "--timing-log", str(log)]
-    with served_script(folder, answer, *options) as base_url:
+    with served_script(folder, answer, options=options) as base_url:
         yield Scripted(base_url, log)
 
 
@@ -70,34 +90,64 @@ def label_command(
     return command
 
 
-def run_measured(command: Sequence[str]) -> tuple[float, float]:
-    """Runs a command to its end: its seconds and its peak resident memory in MB."""
+def run_measured(command: Sequence[str], *, limit_s: float = 3600.0) -> Measured:
+    """Runs a command to its end, or SystemExit; its CPU time holds that of processes that it waited for."""
     started_s = time.perf_counter()
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    _, status, usage = os.wait4(process.pid, 0)
-    process.returncode = os.waitstatus_to_exitcode(status)
-    if process.returncode:
-        raise SystemExit(f"{' '.join(command)}: exit code {process.returncode}")
-    return time.perf_counter() - started_s, usage.ru_maxrss * 1024 / 1e6
+    with tempfile.TemporaryFile() as output:
+        process = subprocess.Popen(command, stdout=output, stderr=subprocess.DEVNULL)
+        timer = threading.Timer(limit_s, process.kill)
+        timer.start()
+        _, status, usage = os.wait4(process.pid, 0)
+        timer.cancel()
+        process.returncode = os.waitstatus_to_exitcode(status)
+        if process.returncode:
+            shown = " ".join(command[:4])
+            raise SystemExit(f"{shown} …: exit code {process.returncode} (limit {limit_s:.0f} s)")
+        output.seek(0)
+        told = output.read().decode("utf-8", "replace")
+    return Measured(
+        wall_s=time.perf_counter() - started_s,
+        cpu_s=usage.ru_utime + usage.ru_stime,
+        peak_mb=usage.ru_maxrss * 1024 / 1e6,
+        output=told,
+    )
 
 
 def throughput(given: argparse.Namespace) -> None:
-    """Rows per second against concurrency / latency."""
-    ideal = given.concurrency / given.latency_s
-    print("| rows | concurrency | latency, s | ideal, rows/s | rows/s | of the ideal | whole command, s |")
-    print("|---|---|---|---|---|---|---|")
+    """Rows per second against concurrency / latency, beside other labelers where their Pythons are named."""
+    print("| labeler | rows | ideal, rows/s | rows/s | of the ideal | CPU per row, ms | peak MB | whole, s |")
+    print("|---|---|---|---|---|---|---|---|")
     for number in range(given.repeats):
         folder = fresh(given.workdir / f"throughput-{number}")
         data, output = write_rows(folder / "data.jsonl", given.rows), folder / "labels.jsonl"
         with scripted(folder, latency_s=given.latency_s, parallel=given.concurrency) as endpoint:
             command = label_command(endpoint, data, output, concurrency=given.concurrency)
-            wall_s, _ = run_measured(command)
-        asking_s = read(output.with_suffix(".summary.json"))["run_s"]
-        rate = given.rows / asking_s
-        print(
-            f"| {given.rows:,} | {given.concurrency} | {given.latency_s} | {ideal:.1f} | {rate:.1f} "
-            f"| {rate / ideal:.1%} | {wall_s:.1f} |"
-        )
+            found = run_measured(command, limit_s=given.limit_s)
+            asking_s = read(output.with_suffix(".summary.json"))["run_s"]
+            print(_row("decant label", given.rows, asking_s, found, given), flush=True)
+            for name in _PEERS:
+                if vars(given)[name] is not None:
+                    print(_peer(name, endpoint, folder, given), flush=True)
+
+
+def _peer(name: str, endpoint: Scripted, folder: Path, given: argparse.Namespace) -> str:
+    data = write_rows(folder / "peer.jsonl", given.peer_rows)
+    script = Path(__file__).with_name(f"peer_{name}.py")
+    command = [str(vars(given)[name]), str(script), str(data), endpoint.base_url, "script"]
+    try:
+        found = run_measured([*command, str(given.concurrency)], limit_s=given.limit_s)
+    except SystemExit as error:
+        return f"| {name} | {given.peer_rows:,} | {error} |"
+    told = json.loads(found.output.splitlines()[-1])
+    return _row(name, told["rows"], told["seconds"], found, given)
+
+
+def _row(name: str, rows: int, asking_s: float, found: Measured, given: argparse.Namespace) -> str:
+    ideal, rate = given.concurrency / given.latency_s, rows / asking_s
+    return (
+        f"| {name} | {rows:,} | {ideal:.1f} | {rate:.1f} | {rate / ideal:.1%} "
+        f"| {1000 * found.cpu_s / rows:.2f} | {found.peak_mb:.0f} | {found.wall_s:.1f} |"
+    )
 
 
 def memory(given: argparse.Namespace) -> None:
@@ -110,8 +160,8 @@ def memory(given: argparse.Namespace) -> None:
         answered = max(0, rows - _ASKED_OF_A_FULL_STORE)
         answer_before(data, output.with_suffix(".store.sqlite"), answered)
         with scripted(folder, latency_s=0.0, parallel=32) as endpoint:
-            wall_s, peak_mb = run_measured(label_command(endpoint, data, output, concurrency=32))
-        print(f"| {rows:,} | {rows - answered:,} | {peak_mb:.0f} | {wall_s:.1f} |")
+            found = run_measured(label_command(endpoint, data, output, concurrency=32))
+        print(f"| {rows:,} | {rows - answered:,} | {found.peak_mb:.0f} | {found.wall_s:.1f} |", flush=True)
 
 
 def answer_before(data: Path, store_path: Path, count: int) -> None:
@@ -131,67 +181,6 @@ def answer_before(data: Path, store_path: Path, count: int) -> None:
             store.finish_many((ask.key, answer) for ask in asks)
 
 
-def kills(given: argparse.Namespace) -> None:
-    """SIGKILL at random moments, on PostgreSQL beside a second worker: what is lost, doubled, paid again."""
-    folder = fresh(given.workdir / "kills")
-    data = write_rows(folder / "data.jsonl", given.rows)
-    place = given.store or str(folder / "labels.store.sqlite")
-    workers = 2 if "://" in place else 1
-    outputs = [folder / f"labels-{number}.jsonl" for number in range(workers)]
-    with scripted(folder, latency_s=given.latency_s, parallel=2 * given.concurrency) as endpoint:
-        commands = [
-            label_command(endpoint, data, output, concurrency=given.concurrency, store=place)
-            for output in outputs
-        ]
-        kept, codes = kill_and_rerun(commands, endpoint, place, given)
-        paid_again = endpoint.asked() - given.rows
-    written = [read_lines(output) for output in outputs]
-    ids = [line["id"] for line in written[0]]
-    wanted = [f"r{number}" for number in range(given.rows)]
-    print("| store | kills | answers in store at the kills | rows in | rows out | lost | doubled "
-          "| paid again | in flight at the kills, at most |")  # fmt: skip
-    print("|---|---|---|---|---|---|---|---|---|")
-    store = "PostgreSQL, 2 workers" if workers == 2 else "SQLite"
-    print(
-        f"| {store} | {given.kills} | {kept[0]:,} to {kept[-1]:,} | {given.rows:,} | {len(ids):,} "
-        f"| {len(set(wanted) - set(ids))} | {len(ids) - len(set(ids))} | {paid_again} "
-        f"| {given.kills * given.concurrency} |"
-    )
-    same = all([line["id"] for line in lines] == wanted for lines in written)
-    failed = sum(line["status"] != "done" for lines in written for line in lines)
-    if not same or failed or any(codes) or kept != sorted(kept):
-        raise SystemExit(f"not whole: exit codes {codes}, {failed} rows without a label, {kept} kept")
-
-
-def kill_and_rerun(
-    commands: list[list[str]], endpoint: Scripted, place: str, given: argparse.Namespace
-) -> tuple[list[int], list[int]]:
-    """Kills one worker after the other; the answers stored at each kill, and the exit codes in the end."""
-    generator, kept = random.Random(given.seed), list[int]()
-    running = [begin(command) for command in commands]
-    for number in range(given.kills):
-        asked, killed = endpoint.asked(), number % len(commands)
-        while endpoint.asked() == asked and running[killed].poll() is None:
-            time.sleep(0.01)
-        time.sleep(generator.uniform(0.0, given.spread_s))
-        running[killed].send_signal(signal.SIGKILL)
-        running[killed].wait()
-        kept.append(done_in(place))
-        running[killed] = begin(commands[killed])
-    return kept, [process.wait() for process in running]
-
-
-def begin(command: Sequence[str]) -> subprocess.Popen[bytes]:
-    """Starts a command that says nothing."""
-    return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-
-
-def done_in(place: str) -> int:
-    """How many answers a store holds."""
-    with RequestStore.open(place) as store:
-        return store.counts()["done"]
-
-
 def fresh(folder: Path) -> Path:
     """A folder without what an earlier run left of its job."""
     folder.mkdir(parents=True, exist_ok=True)
@@ -206,29 +195,22 @@ def read(path: Path) -> dict[str, Any]:
     return json.loads(path.read_text(encoding="utf-8"))
 
 
-def read_lines(path: Path) -> list[dict[str, Any]]:
-    """The objects of a JSONL file."""
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-
-
 def main(arguments: Sequence[str] | None = None) -> None:
     """Runs one of the measurements."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("what", choices=("throughput", "memory", "kills"))
+    parser.add_argument("what", choices=("throughput", "memory"))
     parser.add_argument("--workdir", type=Path, default=Path("runs/label-bench"))
     parser.add_argument("--rows", type=int, default=20_000)
     parser.add_argument("--concurrency", type=int, default=64)
     parser.add_argument("--latency-s", type=float, default=0.5)
     parser.add_argument("--repeats", type=int, default=1)
     parser.add_argument("--sizes", type=int, nargs="+", default=[10_000, 1_000_000])
-    parser.add_argument("--kills", type=int, default=50)
-    parser.add_argument(
-        "--spread-s", type=float, default=0.5, help="kills come up to so long after an answer"
-    )
-    parser.add_argument("--store", help="for kills: an empty PostgreSQL database, shared by two workers")
-    parser.add_argument("--seed", type=int, default=0)
+    for name in _PEERS:
+        parser.add_argument(f"--{name}", type=Path, help=f"Python of an environment that has {name}")
+    parser.add_argument("--peer-rows", type=int, default=2_000, help="rows for each of them")
+    parser.add_argument("--limit-s", type=float, default=600.0, help="most that one labeler may take")
     given = parser.parse_args(arguments)
-    {"throughput": throughput, "memory": memory, "kills": kills}[given.what](given)
+    {"throughput": throughput, "memory": memory}[given.what](given)
 
 
 if __name__ == "__main__":

@@ -4,7 +4,7 @@ import json
 import subprocess
 import sys
 import time
-from collections.abc import Generator, Mapping
+from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -13,12 +13,12 @@ _START_LIMIT_S = 60.0
 
 
 @contextmanager
-def served_script(folder: Path, answer: Mapping[str, Any], *options: str) -> Generator[str]:
-    """Its base URL; `answer` is the script's only one. SystemExit when it does not start."""
+def served_script(folder: Path, *answers: Mapping[str, Any], options: Sequence[str] = ()) -> Generator[str]:
+    """Its base URL; the first of the answers that matches is given. SystemExit when it does not start."""
     folder.mkdir(parents=True, exist_ok=True)
     script, ready, log = folder / "script.json", folder / "ready.json", folder / "serve.log"
     ready.unlink(missing_ok=True)
-    script.write_text(json.dumps({"answers": [answer]}), encoding="utf-8")
+    script.write_text(json.dumps({"answers": answers}), encoding="utf-8")
     command = [sys.executable, "-m", "decant", "serve", str(script), "--port", "0"]
     with log.open("wb") as output:
         process = subprocess.Popen(

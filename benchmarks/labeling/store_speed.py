@@ -5,6 +5,7 @@ latency of chats that are looked up beside the same chats asked of a scripted en
 """
 
 import argparse
+import asyncio
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -15,10 +16,12 @@ import httpx
 from decant.store import Answer, NewLabel, RequestStore
 from decant.timing import percentile
 from decant.wire import request_key
+from decant_distill.label_record import Recorder
 from labeling.served_script import served_script
 
 _ROWS_PER_CALL = 500
 _THREADS = 8
+_WAITING = 64
 _ANSWER = Answer(
     response="It is even because it ends in 4.\nAnswer: even", reasoning="It is even because it ends in 4.",
     answer="even", finish_reason="stop", prompt_tokens=20, completion_tokens=14, cost_usd=1e-5, latency_s=0.2,
@@ -44,6 +47,7 @@ def writes(place: str, rows: int, repeats: int) -> None:
         "one call per label, one thread": one_by_one,
         f"one call per label, {_THREADS} threads": by_threads,
         f"{_ROWS_PER_CALL} labels per call": many,
+        f"as `decant label` writes, {_WAITING} rows waiting": by_recorder,
     }
     print("| writes | labels | labels per second, lowest to highest |")
     print("|---|---|---|")
@@ -90,6 +94,22 @@ def many(store: RequestStore, keys: list[str]) -> None:
         store.finish_many((key, _ANSWER) for key in keys[start : start + _ROWS_PER_CALL])
 
 
+def by_recorder(store: RequestStore, keys: list[str]) -> None:
+    """As a labeling job does: each label is counted when its group is committed, then the next one comes."""
+    recorder, left = Recorder(store), iter(keys)
+
+    async def row_after_row() -> None:
+        for key in left:
+            await recorder.record(key, _ANSWER)
+
+    async def all_rows() -> None:
+        async with asyncio.TaskGroup() as tasks:
+            for _ in range(_WAITING):
+                tasks.create_task(row_after_row())
+
+    asyncio.run(all_rows())
+
+
 def timed(work: Callable[..., object], *arguments: object) -> float:
     """The seconds that a call takes."""
     started_s = time.perf_counter()
@@ -99,7 +119,7 @@ def timed(work: Callable[..., object], *arguments: object) -> float:
 
 def lookups(place: str, folder: Path, count: int) -> None:
     """Latency of whole chats, one after another: looked up, and asked of an engine that answers at once."""
-    with served_script(folder, {"chunks": ["Answer: even"]}, "--lookup", place) as base_url:
+    with served_script(folder, {"chunks": ["Answer: even"]}, options=("--lookup", place)) as base_url:
         print("| answered by | chats | p50, ms | p95, ms | p99, ms |")
         print("|---|---|---|---|---|")
         for source, first in (("lookup", 0), ("model", -count)):

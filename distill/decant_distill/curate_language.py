@@ -41,10 +41,10 @@ def language_rule(languages: Collection[str]) -> Callable[[Label], str | None]:
 
 def _prose(text: str) -> str | None:
     prose = " ".join(_NOT_LANGUAGE.sub(" ", text[:_READ_CHARACTERS]).split())
-    letters = sum(character.isalpha() for character in prose)
+    letters = sum(map(str.isalpha, prose))
     written = len(prose) - prose.count(" ")
     # A Chinese word has a character or two where a Latin one has five.
-    wide = sum(character > "\u2e7f" for character in prose)
+    wide = 0 if prose.isascii() else sum(character > "\u2e7f" for character in prose)
     is_much = letters + 3 * wide >= _LEAST_LETTERS
     return prose if is_much and letters >= _LEAST_SHARE * written else None
 

@@ -9,7 +9,7 @@ from pydantic import Field, model_validator
 
 from decant.answers import AnswersConfig
 from decant.config import Config, InputPath, OptionalInputPath, OptionalOutputPath, OutputPath
-from decant.endpoint import EndpointConfig, open_endpoint
+from decant.endpoint import Endpoint, EndpointConfig, open_endpoint
 from decant.errors import DataError, EndpointError
 from decant.files import write_json, write_jsonl
 from decant.store import RequestStore, store_name
@@ -24,6 +24,7 @@ from decant_distill.label_hint import DEFAULT_HINT
 from decant_distill.label_job import register
 from decant_distill.label_judge import Judge, JudgeConfig, Judging, paid_usd, summary_of
 from decant_distill.label_output import Reader, Tally
+from decant_distill.label_ray import Orders, RayOptions, ask_by_ray, check_ray
 from decant_distill.label_requests import GOLD_FIELD, Job, Sampling, Teacher, read_limited
 from decant_distill.label_run import LabelRun, Ran
 from decant_distill.label_spend import Prices
@@ -98,6 +99,12 @@ class LabelConfig(Config):
     batch_results: OptionalInputPath = Field(
         default=None, description="for openai-batch: the provider's output file"
     )
+    ray: str | None = Field(
+        default=None, description="address of a Ray cluster whose workers ask, or local for one of its own"
+    )
+    ray_workers: int = Field(
+        default=2, ge=1, description="for ray: workers, which share the concurrency between them"
+    )
     export: OptionalOutputPath = Field(
         default=None, description="also write all that the store holds into this file (JSONL or .parquet)"
     )
@@ -134,6 +141,8 @@ class LabelConfig(Config):
             raise ValueError(f"format = {self.format} needs the endpoint's base_url and model")
         if self.format != "online" and self.estimate is not None:
             raise ValueError("estimate asks the endpoint, so it needs format = online")
+        if self.ray is not None and (self.format != "online" or self.estimate is not None):
+            raise ValueError("ray asks the endpoint for all that is open: leave format and estimate out")
         return self
 
     @model_validator(mode="after")
@@ -145,6 +154,8 @@ class LabelConfig(Config):
         judge = self.judge
         if self.budget_usd is not None and judge is not None and Prices.of(judge.endpoint) is None:
             raise ValueError("budget_usd needs the prices of the judge's endpoint too")
+        if self.ray is not None and self.budget_usd is not None and self.endpoint.price_per_hour:
+            raise ValueError("with ray a budget needs prices per token: hours cannot be reserved beforehand")
         return self
 
     @property
@@ -169,6 +180,8 @@ CONFIG = LabelConfig
 def run(config: LabelConfig) -> None:
     """Labels the dataset; an EndpointError or StageError leaves a job that the same command resumes."""
     config.task.prompt_fields()
+    if config.ray is not None:
+        check_ray(config.ray, config.store_path, served=config.endpoint.serve is not None)
     verifiers = load_verifiers(config.verify)
     if config.export is not None:
         check_export(config.export)
@@ -221,22 +234,43 @@ async def _label(config: LabelConfig, verifiers: Mapping[str, Verifier]) -> dict
         async with open_endpoint(config.endpoint, log_dir=log_dir) as endpoint:
             teacher = Teacher(model=endpoint.model, revision=endpoint.description.get("manifest_sha256"))
             job = _job(config, teacher)
-            label_run = LabelRun(
-                job,
-                store,
-                endpoint,
-                prices=Prices.of(config.endpoint),
-                budget_usd=None if config.budget_usd is None else config.budget_usd - judged_usd,
-                concurrency=config.concurrency,
-                max_attempts=config.max_attempts,
-            )
+            budget_usd = None if config.budget_usd is None else config.budget_usd - judged_usd
             timeout_s = config.endpoint.request_timeout_s
-            if config.estimate is not None:
-                print((await label_run.estimate(config.estimate, timeout_s=timeout_s)).describe())
-                return None
-            ran = await label_run.ask_all(timeout_s=timeout_s)
+            if config.ray is not None:
+                ran = await ask_by_ray(_ray_orders(config, job, endpoint, budget_usd), store)
+            else:
+                label_run = LabelRun(
+                    job,
+                    store,
+                    endpoint,
+                    prices=Prices.of(config.endpoint),
+                    budget_usd=budget_usd,
+                    concurrency=config.concurrency,
+                    max_attempts=config.max_attempts,
+                )
+                if config.estimate is not None:
+                    print((await label_run.estimate(config.estimate, timeout_s=timeout_s)).describe())
+                    return None
+                ran = await label_run.ask_all(timeout_s=timeout_s)
         judged = None if judging is None else await _judge(config, judging, job, store)
         return await asyncio.to_thread(_write, config, job, store, ran, verifiers, judged=judged)
+
+
+def _ray_orders(config: LabelConfig, job: Job, endpoint: Endpoint, budget_usd: float | None) -> Orders:
+    assert config.ray is not None
+    place = config.store_path
+    options = RayOptions(
+        address=config.ray,
+        workers=config.ray_workers,
+        concurrency=config.concurrency,
+        max_attempts=config.max_attempts,
+        timeout_s=config.endpoint.request_timeout_s,
+        prices=Prices.of(config.endpoint),
+        budget_usd=budget_usd,
+    )
+    # A worker's working directory is another one.
+    shared = place if "://" in str(place) else Path(place).absolute()
+    return Orders(job=job, store=shared, endpoint=endpoint, options=options)
 
 
 def _judging(config: LabelConfig) -> Judging | None:

@@ -72,7 +72,7 @@ class BatchLabeling:
                 break
             with self._progress(registered, number) as progress:
                 await self._round(registered, progress)
-            if self._job.sampling.max_samples is None:
+            if not self._job.grows:
                 break
             registered = await asyncio.to_thread(register, self._job, self._store, reopen=False)
         return Ran(

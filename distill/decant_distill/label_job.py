@@ -4,7 +4,7 @@ The store is the job's memory: what it holds is never asked again, and a killed 
 """
 
 import asyncio
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar
 
@@ -15,6 +15,7 @@ from decant.lease import process_owner
 from decant.store import Answer, Label, RequestStore
 from decant_distill.key_set import KeySet
 from decant_distill.label_plan import asks_in, plan
+from decant_distill.label_record import Recorder
 from decant_distill.label_requests import Job
 from decant_distill.label_send import Sender
 from decant_distill.label_spend import Purse
@@ -26,7 +27,8 @@ T = TypeVar("T")
 _LEASE_S = 120.0
 _RENEWED_AFTER_S = 30.0
 _POLL_S = 0.5
-_ERROR_CHARACTERS = 500
+# Rows leased at once, by concurrency: few calls to the store, and little that another worker has to wait for.
+_ROUNDS_LEASED = 4
 _OPEN = ("pending", "leased")
 
 
@@ -57,24 +59,35 @@ def register(job: Job, store: RequestStore, *, reopen: bool = True) -> Registere
 
     An answer that was paid for is never asked for again, be it cut or without a marker.
     """
-    seen = KeySet()
+    seen, prompt_version = KeySet(), job.prompt_version
     reused = unanswered = 0
     paid_usd = latency_s = 0.0
     for chunk in plan(job, store.get_many):
         fresh = {ask.key: ask for ask in asks_in(chunk) if seen.add(ask.key)}
-        store.add(ask.to_store(job.teacher, job.prompt_version) for ask in fresh.values())
-        known = store.get_many(fresh).values()
-        failed = [label.key for label in known if label.status == "failed"]
+        standing = store.standing(fresh)
+        new = [ask.to_store(job.teacher, prompt_version) for key, ask in fresh.items() if key not in standing]
+        store.add(new)
+        known = standing.values()
+        failed = [key for key, one in standing.items() if one.status == "failed"]
         if reopen:
             store.reopen(failed)
-        reused += sum(label.status == "done" for label in known)
-        unanswered += len(failed) if reopen else 0
-        unanswered += sum(label.status in _OPEN for label in known)
-        paid_usd += sum(label.cost_usd or 0.0 for label in known)
-        latency_s += sum(label.latency_s or 0.0 for label in known)
+        reused += sum(one.status == "done" for one in known)
+        unanswered += len(new) + (len(failed) if reopen else 0)
+        unanswered += sum(one.status in _OPEN for one in known)
+        paid_usd += sum(one.cost_usd or 0.0 for one in known)
+        latency_s += sum(one.latency_s or 0.0 for one in known)
     return Registered(
         requests=len(seen), reused=reused, open=unanswered, paid_usd=paid_usd, latency_s=latency_s
     )
+
+
+def wanted_keys(
+    job: Job, store: RequestStore, only: Collection[str] | None = None
+) -> Iterator[Collection[str]]:
+    """The keys of the job's requests, some hundred at a time; with `only`, those of these."""
+    for chunk in plan(job, store.get_many):
+        keys = dict.fromkeys(ask.key for ask in asks_in(chunk))
+        yield [key for key in keys if only is None or key in only]
 
 
 class Dispatcher:
@@ -88,23 +101,24 @@ class Dispatcher:
         purse: Purse,
         watch: Watch,
         progress: Counter,
-        only: Collection[str] | None = None,
     ) -> None:
         self._store = store
         self._sender = sender
         self._purse = purse
         self._watch = watch
         self._progress = progress
-        self._only = only
         self._owner = process_owner()
         self._held: set[str] = set()
+        self._recorder = Recorder(store)
         self._calls: set[asyncio.Task[Any]] = set()
 
-    async def run(self, job: Job, *, concurrency: int) -> None:
-        """Returns when every request has an answer or a failure of its own; with `only`, those of these keys.
+    async def run(
+        self, job: Job, wanted: Callable[[], Iterator[Collection[str]]], *, concurrency: int
+    ) -> None:
+        """Returns when every wanted request has an answer or a failure of its own.
 
-        EndpointError when the endpoint is why no answers come, StageError when the budget is spent; what was
-        answered is in the store then.
+        `wanted` gives their keys, anew at each call. EndpointError when the endpoint is why no answers come,
+        StageError when the budget is spent; what was answered is in the store then.
         """
         queue: asyncio.Queue[Label | None] = asyncio.Queue(maxsize=concurrency)
         try:
@@ -112,7 +126,7 @@ class Dispatcher:
                 for _ in range(concurrency):
                     tasks.create_task(self._work(job, queue))
                 renewing = tasks.create_task(self._renew())
-                await self._feed(job, queue, concurrency)
+                await self._feed(wanted, queue, concurrency)
                 renewing.cancel()
         except TimeoutError:
             raise self._out_of_money() from None
@@ -120,43 +134,55 @@ class Dispatcher:
             raise _first_decant_error(group) or group from None
         finally:
             await asyncio.gather(*self._calls, return_exceptions=True)
+            await self._recorder.flush()
             await asyncio.to_thread(self._give_back)
 
-    async def _feed(self, job: Job, queue: asyncio.Queue[Label | None], concurrency: int) -> None:
+    async def _feed(
+        self,
+        wanted: Callable[[], Iterator[Collection[str]]],
+        queue: asyncio.Queue[Label | None],
+        concurrency: int,
+    ) -> None:
         """Leases what is open, chunk by chunk, until nothing is; waits for what another process holds."""
         while True:
-            chunks = plan(job, self._store.get_many)
-            while chunk := await asyncio.to_thread(next, chunks, None):
-                keys = [ask.key for ask in asks_in(chunk) if self._only is None or ask.key in self._only]
-                while leased := await self._in_thread(self._lease, concurrency, keys):
-                    for label in leased:
-                        await queue.put(label)
+            chunks, is_held_elsewhere = wanted(), False
+            while (keys := await asyncio.to_thread(next, chunks, None)) is not None:
+                taken = await self._lease_all(keys, queue, _ROUNDS_LEASED * concurrency)
+                if taken < len(keys):
+                    is_held_elsewhere |= await asyncio.to_thread(self._is_held_elsewhere, keys)
             await queue.join()
-            if await asyncio.to_thread(self._is_settled, job):
+            if not is_held_elsewhere:
                 break
             await asyncio.sleep(_POLL_S)
         for _ in range(concurrency):
             await queue.put(None)
+
+    async def _lease_all(
+        self, keys: Collection[str], queue: asyncio.Queue[Label | None], at_once: int
+    ) -> int:
+        """Queues those of the requests that can be leased; returns how many."""
+        taken = 0
+        while True:
+            leased = await self._in_thread(self._lease, at_once, keys)
+            for label in leased:
+                await queue.put(label)
+            taken += len(leased)
+            if len(leased) < at_once:
+                return taken
 
     async def _renew(self) -> None:
         while True:
             await asyncio.sleep(_RENEWED_AFTER_S)
             await self._in_thread(self._store.renew, self._owner, _LEASE_S)
 
-    def _lease(self, count: int, keys: list[str]) -> list[Label]:
+    def _lease(self, count: int, keys: Collection[str]) -> list[Label]:
         leased = self._store.lease(count, self._owner, _LEASE_S, keys=keys)
         self._held.update(label.key for label in leased)
         return leased
 
-    def _is_settled(self, job: Job) -> bool:
-        for chunk in plan(job, self._store.get_many):
-            known = self._store.get_many(ask.key for ask in asks_in(chunk))
-            if any(label.status in _OPEN for key, label in known.items() if self._is_wanted(key)):
-                return False
-        return True
-
-    def _is_wanted(self, key: str) -> bool:
-        return self._only is None or key in self._only
+    def _is_held_elsewhere(self, keys: Collection[str]) -> bool:
+        standing = self._store.standing(keys)
+        return any(one.status in _OPEN and key not in self._held for key, one in standing.items())
 
     async def _work(self, job: Job, queue: asyncio.Queue[Label | None]) -> None:
         while (leased := await queue.get()) is not None:
@@ -179,7 +205,7 @@ class Dispatcher:
         self._progress.advance(1)
 
     async def _record(self, key: str, outcome: Answer | ApiError) -> None:
-        await self._in_thread(self._write, key, outcome)
+        await self._recorder.record(key, outcome)
         self._held.discard(key)
 
     async def _in_thread(self, call: Callable[..., T], *arguments: object) -> T:
@@ -188,12 +214,6 @@ class Dispatcher:
         self._calls.add(task)
         task.add_done_callback(self._calls.discard)
         return await asyncio.shield(task)
-
-    def _write(self, key: str, outcome: Answer | ApiError) -> None:
-        if isinstance(outcome, Answer):
-            self._store.finish(key, outcome)
-        else:
-            self._store.fail(key, outcome.kind, str(outcome)[:_ERROR_CHARACTERS], retryable=False)
 
     def _give_back(self) -> None:
         for key in self._held:

@@ -208,6 +208,8 @@ class Job:
 
 def _check_unicode(row: Row) -> None:
     # JSON can spell half a surrogate pair, which no UTF-8 file, request or database can hold.
+    if all(isinstance(value, str) and value.isascii() for value in row.fields.values()):
+        return
     try:
         json.dumps(row.fields, ensure_ascii=False).encode("utf-8")
     except UnicodeEncodeError:

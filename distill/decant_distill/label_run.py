@@ -4,14 +4,15 @@ import asyncio
 import time
 from collections.abc import Collection
 from dataclasses import dataclass
+from functools import partial
 from itertools import count
 
-from decant.client import OpenAIClient
 from decant.endpoint import Endpoint
 from decant.errors import DataError
 from decant.progress import Progress
 from decant.store import RequestStore
-from decant_distill.label_job import Dispatcher, Registered, register
+from decant.wire_client import open_load_client
+from decant_distill.label_job import Dispatcher, Registered, register, wanted_keys
 from decant_distill.label_pace import Pace
 from decant_distill.label_progress import Estimate, JobProgress, choose, estimate
 from decant_distill.label_requests import Job
@@ -103,12 +104,8 @@ class LabelRun:
         timeout_s: float,
         only: Collection[str] | None = None,
     ) -> None:
-        client = OpenAIClient(
-            self._endpoint.base_url,
-            api_key=self._endpoint.api_key,
-            timeout_s=timeout_s,
-            max_connections=self._concurrency,
-            max_retries=0,
+        client = open_load_client(
+            self._endpoint.base_url, api_key=self._endpoint.api_key, timeout_s=timeout_s
         )
         pace, watch = Pace(self._concurrency), Watch(concurrency=self._concurrency)
         to_ask = registered.open if only is None else len(only)
@@ -123,6 +120,7 @@ class LabelRun:
                 sender = Sender(client, pace=pace, watch=watch, max_attempts=self._max_attempts)
                 shown = JobProgress(progress, purse=purse, pace=pace, to_ask=to_ask)
                 dispatcher = Dispatcher(
-                    store=self._store, sender=sender, purse=purse, watch=watch, progress=shown, only=only
+                    store=self._store, sender=sender, purse=purse, watch=watch, progress=shown
                 )
-                await dispatcher.run(self._job, concurrency=self._concurrency)
+                wanted = partial(wanted_keys, self._job, self._store, only)
+                await dispatcher.run(self._job, wanted, concurrency=self._concurrency)

@@ -6,6 +6,7 @@ from typing import Any
 
 from decant.api_error import ApiError, ErrorKind
 from decant.client import Backoff, Completion, OpenAIClient
+from decant.wire_client import WireClient
 from decant_distill.label_pace import Pace, Turn
 from decant_distill.label_watch import Watch
 
@@ -25,7 +26,7 @@ class Sender:
 
     def __init__(
         self,
-        client: OpenAIClient,
+        client: OpenAIClient | WireClient,
         *,
         pace: Pace,
         watch: Watch,

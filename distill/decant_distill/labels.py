@@ -1,7 +1,8 @@
 """The label file: one line per row and sample, as `decant label` writes it and `decant curate` reads it."""
 
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, fields
+from operator import attrgetter
 from pathlib import Path
 from typing import Any, Literal, Self, get_args
 
@@ -59,9 +60,8 @@ class Label:
 
     def to_fields(self) -> dict[str, Any]:
         """The line's JSON object; what only some jobs or rows have stands there where it is."""
-        return {
-            name: value for name, value in asdict(self).items() if name not in _OPTIONAL or value is not None
-        }
+        pairs = zip(_NAMES, _values(self), strict=True)
+        return {name: value for name, value in pairs if value is not None or name not in _OPTIONAL}
 
     @classmethod
     def from_fields(cls, fields: Mapping[str, Any]) -> Self:
@@ -97,6 +97,8 @@ def read_labels(path: Path) -> Iterator[tuple[int, Label | BadRow]]:
             yield row.line, BadRow(row.line, str(error), str(row.fields)[:200])
 
 
+_NAMES = tuple(field.name for field in fields(Label))
+_values = attrgetter(*_NAMES)
 _OPTIONAL = frozenset(
     {
         "gold",

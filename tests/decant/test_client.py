@@ -96,6 +96,16 @@ async def test_latency_counts_from_when_the_bytes_left() -> None:
     assert slow.response_s == pytest.approx(0.4, abs=0.2)
 
 
+async def test_as_many_requests_are_in_flight_as_are_sent() -> None:
+    async with serving(stream(0.3, *HELLO)) as server, OpenAIClient(server.base_url) as client:
+        started_s = time.perf_counter()
+        for _ in range(2):
+            found = await asyncio.gather(*(client.chat(ASK) for _ in range(30)))
+            assert {one.text for one in found} == {found[0].text}
+    # One after another they would have taken 18 s.
+    assert time.perf_counter() - started_s < 6
+
+
 @pytest.mark.parametrize("name", ["reasoning_content", "reasoning"])
 async def test_reasoning_is_kept_apart_and_is_the_first_token(name: str) -> None:
     parts = (

@@ -125,11 +125,13 @@ def stored(config: LabelConfig) -> dict[str, int]:
         return {str(status): count for status, count in store.counts().items()}
 
 
-def start(config: LabelConfig) -> subprocess.Popen[bytes]:
+def start(config: LabelConfig, *, before: Callable[[], None] | None = None) -> subprocess.Popen[bytes]:
     file = config.output.with_suffix(".config.json")
     file.write_text(config.model_dump_json(), encoding="utf-8")
     command = [sys.executable, "-m", "decant", "label", "--config", str(file)]
-    return subprocess.Popen(command, env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)})
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    errors = None if before is None else subprocess.PIPE
+    return subprocess.Popen(command, env=environment, preexec_fn=before, stderr=errors)  # noqa: PLW1509
 
 
 def wait_until(is_true: Callable[[], bool]) -> None:

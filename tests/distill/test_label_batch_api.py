@@ -127,6 +127,32 @@ def test_samples_that_do_not_agree_go_out_in_another_batch(provider: Provider, t
     assert summary(config)["done"] == sum(totals)
 
 
+def test_rows_that_the_teacher_misses_are_asked_with_the_hint_in_a_second_batch(tmp_path: Path) -> None:
+    answers = (
+        {"match": "right answer is no", "chunks": ["It was closed.\n", "Answer: no"]},
+        {"match": "right answer is 7", "chunks": ["The hint says so.\n", "Answer: 7"]},
+        {"chunks": ["because\n", "Answer: yes"]},
+    )
+    rows = [{"id": gold, "prompt": f"q{gold}", "gold": gold} for gold in ("yes", "no", "7")]
+    with serving(tmp_path / "provider", *answers, options=("--batches", str(tmp_path / "b"))) as provider:
+        config = config_for(provider, tmp_path, rows, hint=True)
+        run(config)
+        batches = provider.batches()
+    told = [(label["id"], label["answer"], label["error_class"]) for label in labels(config)]
+    assert told == [
+        ("yes", "yes", None),
+        ("no", "yes", None),
+        ("no", "no", None),
+        ("7", "yes", None),
+        ("7", None, "hint_told"),
+    ]
+    assert sorted(batch["request_counts"]["total"] for batch in batches) == [2, 3]
+    assert [label["prompt"][-1]["content"] for label in labels(config) if label.get("hinted")] == [
+        "qno",
+        "q7",
+    ]
+
+
 def killed_when(config: LabelConfig, is_time: Callable[[], bool]) -> None:
     process = start(config)
     wait_until(is_time)

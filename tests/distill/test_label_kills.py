@@ -1,6 +1,7 @@
 """A labeling job killed again and again, and one whose endpoint does all wrong: what is lost, counted."""
 
 import random
+import resource
 import signal
 import time
 from collections import Counter
@@ -147,3 +148,24 @@ def test_an_answer_that_does_not_come_in_time_is_a_failed_row(teacher: Teacher, 
     with pytest.raises(DecantError, match="timeout 1"):
         run(config)
     assert (labels(config)[0]["status"], stored(config)["failed"]) == ("failed", 1)
+
+
+def test_a_disk_that_fills_up_stops_the_job_in_one_line_and_loses_nothing(
+    teacher: Teacher, tmp_path: Path
+) -> None:
+    long = "so " * 8000
+    teacher.reply = lambda prompt, body: answer(f"{long}\nAnswer: {prompt.upper()}")
+    names = [f"p{i}" for i in range(60)]
+    config = config_for(teacher, tmp_path, prompts(*names), concurrency=CONCURRENCY)
+    # The largest file that the process may write stands in for the disk's last free block.
+    full = start(config, before=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (600_000, 600_000)))
+    told = full.communicate(timeout=50)[1].decode()
+    assert full.returncode == 2
+    assert "labels.store.sqlite" in told
+    assert "Traceback" not in told
+    kept = stored(config)["done"]
+    assert 0 < kept < 60
+    run(config)
+    assert summary(config)["reused"] == kept
+    assert len(teacher.bodies) <= 60 + 2 * CONCURRENCY
+    assert [label["answer"] for label in labels(config)] == [name.upper() for name in names]

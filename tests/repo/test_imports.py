@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 
 BASE_LIBRARIES = {
-    *("decant", "httpx", "jinja2", "jsonschema", "numpy", "pydantic", "pydantic_core"),
+    *("decant", "httptools", "httpx", "jinja2", "jsonschema", "numpy", "pydantic", "pydantic_core"),
     *("referencing", "rich", "sqlalchemy"),
 }
 

@@ -1,12 +1,13 @@
-"""The load client: as little as possible between the socket and the stamp.
+"""The lean client, of load and of labeling: as little as possible between the socket and the stamp.
 
-It does what `decant.client.OpenAIClient` does without retries, with less work per event: the kernel stamps
-what arrives, and an answer is parsed once it is whole. It speaks plain HTTP/1.1; what needs TLS or a proxy
-goes through OpenAIClient, which stamps at the read.
+It does what `decant.client.OpenAIClient` does without retries, with less work per event and per connection:
+the kernel stamps what arrives, and an answer is parsed once it is whole. It speaks plain HTTP/1.1; what needs
+TLS or a proxy goes through OpenAIClient, which stamps at the read.
 """
 
 import asyncio
 import json
+import random
 import socket
 import urllib.request
 from collections.abc import Mapping
@@ -18,10 +19,12 @@ from decant.arrival import Received, stamp_arrivals
 from decant.client import Completion, OpenAIClient
 from decant.errors import ConfigError
 from decant.exchange import Attempt, Call, Route
-from decant_bench.wire_connection import ConnectionBroken, WireConnection
+from decant.wire_connection import ConnectionBroken, WireConnection
 
 Stamps = Literal["kernel", "read"]
 """Who says when an event came: the kernel at its arrival, or the client when it read it."""
+
+_Address = tuple[socket.AddressFamily, Any]
 
 _CONNECT_LIMIT_S = 30.0
 _PATHS: Mapping[Route, str] = {"chat": "/chat/completions", "completions": "/completions"}
@@ -40,7 +43,7 @@ class WireClient:
         self._url = urlsplit(base_url.rstrip("/"))
         self._timeout_s = timeout_s
         self._idle: list[WireConnection] = []
-        self._address: tuple[socket.AddressFamily, Any] | None = None
+        self._addresses: list[_Address] = []
         if api_key and not (api_key.isascii() and api_key.isprintable()):
             raise ConfigError("the API key holds characters that a header cannot carry (a line end?)")
         self._head = _head(self._url, api_key)
@@ -91,7 +94,7 @@ class WireClient:
         call = Call(
             method="POST",
             url=self._url.geturl() + _PATHS[route],
-            request_id=request_id or "",
+            request_id=request_id or f"{random.getrandbits(128):032x}",
             content=content,
             intended_s=intended_s,
             route=route,
@@ -131,33 +134,35 @@ class WireClient:
         return await self._connect(attempt)
 
     async def _connect(self, attempt: Attempt) -> WireConnection:
-        loop = asyncio.get_running_loop()
-        sock: socket.socket | None = None
         try:
             async with asyncio.timeout(_CONNECT_LIMIT_S):
-                family, address = await self._resolved()
-                sock = socket.socket(family, socket.SOCK_STREAM)
-                sock.setblocking(False)
-                sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-                stamp_arrivals(sock)
-                await loop.sock_connect(sock, address)
-        except BaseException as error:
-            if sock is not None:
-                sock.close()
-            if isinstance(error, OSError):  # TimeoutError is one
-                words = str(error) or "the connection timed out"
-                raise attempt.error("connect", words) from error
-            raise
-        return WireConnection(sock, self._forget)
+                return WireConnection(await self._connected(), self._forget)
+        except OSError as error:  # TimeoutError is one
+            words = str(error) or "the connection timed out"
+            raise attempt.error("connect", words) from error
 
-    async def _resolved(self) -> tuple[socket.AddressFamily, Any]:
-        if self._address is None:
+    async def _connected(self) -> socket.socket:
+        """A socket to the first of the host's addresses that takes it; later ones go there too."""
+        addresses = await self._resolved()
+        for place, address in enumerate(addresses):
+            try:
+                sock = await _connected_to(*address)
+            except OSError:
+                if place == len(addresses) - 1:
+                    raise
+            else:
+                self._addresses = [address]
+                return sock
+        raise AssertionError("a host that resolves has an address")
+
+    async def _resolved(self) -> list[_Address]:
+        if not self._addresses:
             host, port = self._url.hostname or "", self._url.port or 80
             found = await asyncio.get_running_loop().getaddrinfo(host, port, type=socket.SOCK_STREAM)
             # IPv4 first: a server that listens on localhost often does so there alone.
-            family, _, _, _, address = sorted(found, key=lambda entry: entry[0] != socket.AF_INET)[0]
-            self._address = family, address
-        return self._address
+            found.sort(key=lambda entry: entry[0] != socket.AF_INET)
+            self._addresses = [(family, address) for family, _, _, _, address in found]
+        return self._addresses
 
     def _forget(self, connection: WireConnection) -> None:
         if connection in self._idle:
@@ -166,6 +171,19 @@ class WireClient:
     def _bytes(self, route: Route, request_id: str, content: bytes) -> bytes:
         own = f"x-request-id: {request_id}\r\ncontent-length: {len(content)}\r\n\r\n"
         return self._head[route] + own.encode("latin-1") + content
+
+
+async def _connected_to(family: socket.AddressFamily, address: Any) -> socket.socket:
+    sock = socket.socket(family, socket.SOCK_STREAM)
+    try:
+        sock.setblocking(False)
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        stamp_arrivals(sock)
+        await asyncio.get_running_loop().sock_connect(sock, address)
+    except BaseException:
+        sock.close()
+        raise
+    return sock
 
 
 def open_load_client(base_url: str, *, api_key: str | None, timeout_s: float) -> WireClient | OpenAIClient:

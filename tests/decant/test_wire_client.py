@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import socket
 import time
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
@@ -11,7 +12,7 @@ import pytest
 
 from decant.client import ApiError, OpenAIClient
 from decant.errors import ConfigError
-from decant_bench.wire_client import WireClient, open_load_client, stamps_of
+from decant.wire_client import WireClient, open_load_client, stamps_of
 
 Answer = Callable[[asyncio.StreamReader, asyncio.StreamWriter, int], Awaitable[None]]
 REQUEST = {"model": "m", "messages": [{"role": "user", "content": "hi"}]}
@@ -140,6 +141,42 @@ async def test_a_connection_that_the_server_closed_meanwhile_is_no_failure() -> 
 async def test_a_stream_whose_end_never_comes_is_whole_after_done() -> None:
     async with client_of(saying(HEAD, event("x"), chunk(b"data: [DONE]\n\n"))) as client:
         assert (await client.chat(REQUEST)).text == "x"
+
+
+async def test_a_server_that_listens_on_ipv6_alone_is_found_under_localhost(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    if not socket.has_ipv6:
+        pytest.skip("this machine has no IPv6")
+    families = (socket.AF_INET6, socket.AF_INET)
+
+    async def both(_: object, host: str, port: int, **__: object) -> list[Any]:
+        # What a machine answers whose localhost is both; here it may be only one.
+        return [
+            (family, 1, 6, "", (("::1" if family is socket.AF_INET6 else "127.0.0.1"), port))
+            for family in families
+        ]
+
+    async def handle(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        await saying(HEAD, event("six"), END, close=True)(reader, writer, 0)
+        await writer.wait_closed()
+
+    monkeypatch.setattr(type(asyncio.get_running_loop()), "getaddrinfo", both)
+    server = await asyncio.start_server(handle, sock=_bound_to_ipv6())
+    url = f"http://localhost:{server.sockets[0].getsockname()[1]}/v1"
+    async with server, WireClient(url, api_key=None, timeout_s=5.0) as client:
+        assert (await client.chat(REQUEST)).text == "six"
+
+
+def _bound_to_ipv6() -> socket.socket:
+    sock = socket.socket(socket.AF_INET6, socket.SOCK_STREAM)
+    try:
+        sock.bind(("::1", 0))
+    except OSError:
+        sock.close()
+        pytest.skip("this machine has no IPv6 loopback")
+    return sock
 
 
 async def test_nothing_listens_there() -> None:

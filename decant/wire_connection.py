@@ -1,4 +1,4 @@
-"""One HTTP/1.1 connection of the load client: bytes out, and a response in whose reads are stamped.
+"""One HTTP/1.1 connection of the lean client: bytes out, and a response in whose reads are stamped.
 
 Nothing is parsed while an answer comes but the framing of HTTP: a read is stamped by the kernel and kept, and
 the events in it are looked at when the answer is whole.
