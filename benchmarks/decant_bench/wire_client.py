@@ -1,7 +1,7 @@
 """The load client: as little as possible between the socket and the stamp.
 
 It does what `decant.client.OpenAIClient` does without retries, with less work per event: the kernel stamps
-what arrives, and an answer is parsed once it is whole. It speaks plain HTTP/1.1; what needs TLS or a proxy
+what arrives, and an answer is read once it is whole. It speaks plain HTTP/1.1; what needs TLS or a proxy
 goes through OpenAIClient, which stamps at the read.
 """
 
@@ -18,6 +18,7 @@ from decant.arrival import Received, stamp_arrivals
 from decant.client import Completion, OpenAIClient
 from decant.errors import ConfigError
 from decant.exchange import Attempt, Call, Route
+from decant_bench.plain_answer import plain_completion
 from decant_bench.wire_connection import ConnectionBroken, WireConnection
 
 Stamps = Literal["kernel", "read"]
@@ -38,6 +39,7 @@ class WireClient:
 
     def __init__(self, base_url: str, *, api_key: str | None, timeout_s: float) -> None:
         self._url = urlsplit(base_url.rstrip("/"))
+        self._urls = {route: self._url.geturl() + path for route, path in _PATHS.items()}
         self._timeout_s = timeout_s
         self._idle: list[WireConnection] = []
         self._address: tuple[socket.AddressFamily, Any] | None = None
@@ -90,7 +92,7 @@ class WireClient:
         content = json.dumps(body, allow_nan=False).encode("ascii")
         call = Call(
             method="POST",
-            url=self._url.geturl() + _PATHS[route],
+            url=self._urls[route],
             request_id=request_id or "",
             content=content,
             intended_s=intended_s,
@@ -98,7 +100,8 @@ class WireClient:
         )
         attempt = Attempt(call, 1)
         received = await self._received(attempt, self._bytes(route, call.request_id, content))
-        return attempt.replayed(received, stream=stream)
+        plain = plain_completion(call, received, sent_s=attempt.sent_s) if stream else None
+        return attempt.replayed(received, stream=stream) if plain is None else plain
 
     async def _received(self, attempt: Attempt, request: bytes) -> Received:
         connection: WireConnection | None = None
