@@ -2,9 +2,9 @@
 
 Linux stamps what a TCP socket receives (SO_TIMESTAMPNS, socket(7)) on its wall clock. The stamp's age is
 taken off the monotonic clock at the read, so a step of the wall clock in between does not reach the result.
-A read tells one stamp, that of its last byte. What waits is therefore looked at first and read event by event:
-each then has a stamp of its own, unless the kernel has put its segment together with a later one. On loopback
-it does so only with what it has acknowledged, after some 40 ms.
+A read tells one stamp, that of its last byte. What waits is therefore looked at first and read event by
+event: each then has a stamp of its own, unless the kernel has put its segment together with a later one. On
+loopback it does so only with what it has acknowledged, after some 40 ms.
 """
 
 import platform

@@ -1,7 +1,7 @@
 """Points in time, kept to some tens of microseconds without waiting for them busily.
 
-asyncio rounds its timers up to the next millisecond. Linux has timers that are files (timerfd_create(2)), which
-an event loop waits for like for a socket; elsewhere the last millisecond is waited out turn by turn.
+asyncio rounds its timers up to the next millisecond. Linux has timers that are files (timerfd_create(2)),
+which an event loop waits for like for a socket; elsewhere the last millisecond is waited out turn by turn.
 """
 
 import asyncio

@@ -6,7 +6,6 @@ between script and number: the engine's timers, the gateway, the sockets and the
 request, with the engine's or the gateway's own stamps, which leaves the client and the sockets.
 """
 
-import asyncio
 import sys
 from collections.abc import Mapping, Sequence
 from contextlib import AsyncExitStack
@@ -24,6 +23,7 @@ from decant.timing import RequestTiming, percentile
 from decant_bench.bench import bench
 from decant_bench.bench_config import BenchConfig, LengthConfig, WorkloadConfig
 from decant_bench.bench_result import read_bench
+from decant_bench.event_loop import run_measuring
 from decant_bench.scripted_engine import (
     MODEL,
     Lateness,
@@ -76,7 +76,7 @@ class ErrorRow:
 def run(config: CalibrateConfig) -> None:
     """Prints the table and writes it; InvalidRun when the client was too slow at some number of streams."""
     config.output.mkdir(parents=True, exist_ok=True)
-    rows, doubts = asyncio.run(_calibrate(config))
+    rows, doubts = run_measuring(_calibrate(config))
     document = {
         "format_version": 1,
         "rows": [_row_json(row) for row in rows],

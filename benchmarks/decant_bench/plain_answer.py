@@ -7,6 +7,7 @@ it does. What has the usual shape to the letter is read here; for anything else 
 
 import json
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any, cast
 
 from decant.arrival import Received
@@ -56,18 +57,60 @@ class _Reading:
             _require(choice.get("logprobs") is None)
             self._take_choice(choice, at_s, is_chat=is_chat)
 
+    def take_text(self, content: str, reasoning: str, at_s: float) -> None:
+        self.content.append(content)
+        self.reasoning.append(reasoning)
+        self.times_s.append(at_s)
+        self.ended_s = at_s
+
     def _take_choice(self, choice: dict[str, Any], at_s: float, *, is_chat: bool) -> None:
         content, reasoning = _delta(choice.get("delta", {})) if is_chat else (_text(choice.get("text")), None)
         if content or reasoning:
-            self.content.append(content or "")
-            self.reasoning.append(reasoning or "")
-            self.times_s.append(at_s)
-            self.ended_s = at_s
+            self.take_text(content or "", reasoning or "", at_s)
         finish_reason = _text(choice.get("finish_reason"))
         if finish_reason is not None:
             self.finish_reason = finish_reason
             # An empty answer has no last content: its end is the event that says so.
             self.ended_s = at_s if self.ended_s is None else self.ended_s
+
+
+@dataclass(frozen=True, slots=True)
+class _Mould:
+    """What stands before and after the text in an event: the next ones mostly differ in the text alone.
+
+    The text between must be one JSON string without escapes, so that the event reads as the first one did.
+    """
+
+    before: bytes
+    after: bytes
+
+    def text_in(self, payload: bytes) -> str | None:
+        """The text of an event of this mould; None when it has another or no text."""
+        shortest = len(self.before) + len(self.after)
+        if len(payload) <= shortest or not (payload.startswith(self.before) and payload.endswith(self.after)):
+            return None
+        text = payload[len(self.before) : -len(self.after)]
+        if b'"' in text or b"\\" in text:
+            return None
+        found = text.decode()
+        return found if found.isprintable() else None
+
+
+def _mould_of(payload: bytes, event: dict[str, Any], *, is_chat: bool) -> _Mould | None:
+    """The mould of an event that holds a text and nothing else to be read; None for others."""
+    choices = event["choices"]
+    if len(choices) != 1 or choices[0].get("finish_reason") is not None or event.get("usage") is not None:
+        return None
+    content, reasoning = _delta(choices[0].get("delta", {})) if is_chat else (choices[0].get("text"), None)
+    key = b'"content":' if is_chat else b'"text":'
+    if not content or reasoning or payload.count(key) != 1:
+        return None
+    before, _, rest = payload.partition(key)
+    begin = len(before) + len(key) + (2 if rest.startswith(b' "') else 1)
+    end = payload.find(b'"', begin)
+    if payload[begin:end] != content.encode():
+        return None
+    return _Mould(payload[:begin], payload[end:])
 
 
 def plain_completion(call: Call, received: Received, *, sent_s: float) -> Completion | None:
@@ -76,19 +119,30 @@ def plain_completion(call: Call, received: Received, *, sent_s: float) -> Comple
         return None
     if not received.headers.get("content-type", "").startswith("text/event-stream"):
         return None
-    reading, is_done = _Reading(), False
+    reading = _Reading()
     try:
-        for at_s, payload in _payloads(received.pieces):
-            if payload == _DONE:
-                is_done = True
-                break
-            reading.take(json.loads(payload), at_s - sent_s, is_chat=call.route == "chat")
+        is_done = _read(reading, received.pieces, sent_s, is_chat=call.route == "chat")
         usage = None if reading.usage is None else Usage.model_validate(reading.usage, strict=True)
     except (_Unusual, ValueError, RecursionError):  # JSON's and pydantic's errors are ValueErrors
         return None
     if not is_done and reading.finish_reason is None:
         return None
     return _completion(call, received, reading, usage, sent_s)
+
+
+def _read(reading: _Reading, pieces: Sequence[tuple[float, bytes]], sent_s: float, *, is_chat: bool) -> bool:
+    """Reads the events; whether the stream said that it is done. _Unusual, ValueError for another shape."""
+    mould: _Mould | None = None
+    for at_s, payload in _payloads(pieces):
+        if mould is not None and (text := mould.text_in(payload)) is not None:
+            reading.take_text(text, "", at_s - sent_s)
+            continue
+        if payload == _DONE:
+            return True
+        event = json.loads(payload)
+        reading.take(event, at_s - sent_s, is_chat=is_chat)
+        mould = _mould_of(payload, event, is_chat=is_chat) or mould
+    return False
 
 
 def _payloads(pieces: Sequence[tuple[float, bytes]]) -> Iterator[tuple[float, bytes]]:

@@ -1,7 +1,7 @@
 """One HTTP/1.1 connection of the load client: bytes out, and a response in whose reads are stamped.
 
-Nothing is parsed while an answer comes but the framing of HTTP: what is read is stamped by the kernel and kept,
-and the events in it are looked at when the answer is whole.
+Nothing is parsed while an answer comes but the framing of HTTP: what is read is stamped by the kernel and
+kept, and the events in it are looked at when the answer is whole.
 """
 
 import asyncio
@@ -13,7 +13,7 @@ import httptools
 
 from decant.arrival import Received, receive_events
 
-_READ_BYTES = 256 * 1024
+_READ_BYTES = 64 * 1024
 _MOST_BODY_BYTES = 256 * 2**20
 _DONE = b"data: [DONE]"
 _DONE_WITHIN = 64

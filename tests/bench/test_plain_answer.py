@@ -35,6 +35,16 @@ CHATS = [
     [chat({"content": "ab"})[:9], chat({"content": "ab"})[9:], END],
     [chat({"content": "stops"}), chat(finish="length")],
     [END],
+    [chat({"content": each}) for each in ("a", " b", 'a "quote"', "back\\", "tab\t", "\u2028", "é", "", "c")]
+    + [END],
+    [
+        chat({"content": "a"}),
+        chat({"content": "b"}, finish="stop"),
+        chat({"content": "c"}, usage=USAGE),
+        DONE,
+    ],
+    [chat({"content": "a"}, extra={"content": "z"}), chat({"content": "b"}, extra={"content": "z"}), END],
+    [event({"choices": [{"delta": {"content": text}} for text in pair]}) for pair in ("ab", "cd")] + [END],
     [chat({"content": None}, finish="stop", usage=USAGE, extra={"kept": [1]}), DONE],
 ]
 TEXTS = [[text("a"), text("b", finish="stop"), event({"choices": [], "usage": USAGE}), DONE]]

@@ -291,9 +291,11 @@ class Playing:
 
 def main() -> None:
     """Serves the script named in the first argument until SIGTERM."""
+    import uvloop
+
     arguments = json.loads(sys.argv[1])
     with suppress(asyncio.CancelledError):
-        asyncio.run(_serve(arguments))
+        uvloop.run(_serve(arguments))
 
 
 async def _serve(arguments: Mapping[str, Any]) -> None:
