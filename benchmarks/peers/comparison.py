@@ -16,7 +16,7 @@ _LEAST_SHARE = 0.99
 
 @dataclass(frozen=True, slots=True)
 class ErrorRow:
-    """One client at one number of streams: percentiles of what it measured minus the true ones, in seconds."""
+    """One client at one number of streams: percentiles measured minus the true ones, in seconds."""
 
     client: str
     streams: int
@@ -55,7 +55,7 @@ def error_row(client: Client, streams: int, calls: Sequence[Call], sent: Sequenc
     kept, true = calls[streams:], sent[-len(calls) :][streams:]
     if not kept or not true:
         raise PeerError(
-            f"{client.name}: {len(calls)} requests of {streams} streams completed, too few to tell"
+            f"{client.name}: {len(calls)} requests of {streams} streams completed: too few"
         )
     own_gaps = [gap for call in kept for gap in call.gaps_s] if client.has_gaps else []
     true_gaps = [gap for answer in true for gap in answer.gaps_s]

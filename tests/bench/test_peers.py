@@ -34,7 +34,7 @@ def test_errors_are_percentiles_minus_the_true_ones_without_the_requests_that_op
     assert (row.n, row.ttft_p50_s) == (2, pytest.approx(0.002))
     assert (row.gap_p50_s, row.mean_gap_p99_s) == (pytest.approx(0.001), pytest.approx(0.001))
     assert error_row(guidellm(PYTHON), 1, calls([0.1, 0.1]), sent(2)).gap_p99_s is None
-    with pytest.raises(PeerError, match="0 requests of 2 streams completed"):
+    with pytest.raises(PeerError, match="0 requests of 2 streams completed: too few"):
         error_row(decant(1), 2, [], sent(2))
 
 
