@@ -60,6 +60,6 @@ async def bench(config: BenchConfig, endpoint: Endpoint) -> BenchResult:
         plan.conversations.path.unlink()
         result = build_result(config, endpoint, plan, outcome)
         write_json(folder / RESULT_FILE, result.model_dump(mode="json"))
-        write_csvs(folder, result, outcome.records)
-        write_text(folder / REPORT_FILE, bench_page(result, outcome.records))
+        write_csvs(folder, result)
+        write_text(folder / REPORT_FILE, bench_page(result, outcome.requests))
     return result

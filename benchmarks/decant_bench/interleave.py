@@ -114,7 +114,7 @@ def compare_blocks(blocks: Sequence[Block], *, margin: float, seed: int) -> list
 
 
 def _paired(blocks: Sequence[Block], name: str) -> tuple[Series, Series]:
-    found = [{side: series_of(block.runs[side].timings)[name].values for side in _SIDES} for block in blocks]
+    found = [{side: series_of(block.runs[side].requests)[name].values for side in _SIDES} for block in blocks]
     kept = [number for number, each in enumerate(found) if all(len(each[side]) for side in _SIDES)]
 
     def series(side: Side) -> Series:

@@ -54,9 +54,7 @@ def error_row(client: Client, streams: int, calls: Sequence[Call], sent: Sequenc
     # A client may send requests of its own before the load, never after it.
     kept, true = calls[streams:], sent[-len(calls) :][streams:]
     if not kept or not true:
-        raise PeerError(
-            f"{client.name}: {len(calls)} requests of {streams} streams completed: too few"
-        )
+        raise PeerError(f"{client.name}: {len(calls)} requests of {streams} streams completed: too few")
     own_gaps = [gap for call in kept for gap in call.gaps_s] if client.has_gaps else []
     true_gaps = [gap for answer in true for gap in answer.gaps_s]
     firsts = [call.ttft_s for call in kept], [answer.ttft_s for answer in true]

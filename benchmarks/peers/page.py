@@ -31,7 +31,8 @@ def markdown(
         f"Scripted: first token {1000 * truth.ttft_s:g} ms, gap {1000 * truth.gap_s:g} ms, {truth.tokens}"
         " tokens. One engine process on loopback, the clients one after the other. Each percentile of what a"
         " client recorded minus the true one, in ms, without each stream's first request; true is what the"
-        " engine stamped, from the request's arrival by the kernel to each token's send. In bold: nearest to zero."
+        " engine stamped, from the request's arrival by the kernel to each token's send. In bold: nearest to"
+        " zero."
         " Engine: how late it was itself with its tokens. guidellm keeps only the mean gap of a request."
     )
     lines = ["# Benchmark clients on known delays", "", said, "", *_error_table(rows), ""]
