@@ -60,7 +60,7 @@ def page(run: BenchFolder, name: str) -> str:
     answer = json.loads((_WORKLOAD.with_name("half-second.json")).read_text(encoding="utf-8"))["answers"][0]
     takes_s = answer["ttft_s"] + answer["gaps_s"][0] * (len(answer["chunks"]) - 1)
     asked = (
-        f"Each answer takes {1000 * takes_s:.0f} ms and {slots} may be in flight: {slots / takes_s:.1f} answers"
+        f"An answer takes {1000 * takes_s:.0f} ms and {slots} may be in flight: {slots / takes_s:.1f} answers"
         f" a second. Due are {load['rate']:g} a second ({load['arrival']} arrivals)."
     )
     seen = (

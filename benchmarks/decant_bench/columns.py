@@ -44,7 +44,7 @@ class RequestColumns:
     kind: Counts
     gaps: Counts
     gap_s: Floats
-    gap_tokens: Counts
+    gap_tokens: npt.NDArray[np.int32]
     kinds: tuple[str, ...]
     examples: Mapping[str, str]
 
@@ -60,7 +60,7 @@ class RequestColumns:
             kind=np.asarray(reading.kind, dtype=np.int64),
             gaps=np.asarray(reading.gaps, dtype=np.int64),
             gap_s=np.asarray(reading.gap_s),
-            gap_tokens=np.asarray(reading.gap_tokens, dtype=np.int64),
+            gap_tokens=np.asarray(reading.gap_tokens, dtype=np.int32),
             kinds=tuple(reading.kinds),
             examples={kind: words for kind, (_, words) in reading.examples.items()},
         )
@@ -160,7 +160,7 @@ class _Reading:
 
     def __init__(self, count: Callable[[str], int] | None) -> None:
         self.columns = {name: array("d") for name in _NAMES}
-        self.kind, self.gaps, self.gap_tokens = array("q"), array("q"), array("q")
+        self.kind, self.gaps, self.gap_tokens = array("q"), array("q"), array("i")
         self.gap_s = array("d")
         self.kinds: dict[str, int] = {}
         self.examples: dict[str, tuple[float, str]] = {}
