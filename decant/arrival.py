@@ -8,6 +8,7 @@ loopback it does so only with what it has acknowledged, after some 40 ms.
 """
 
 import platform
+import re
 import socket
 import struct
 import time
@@ -22,8 +23,8 @@ _TIMESPEC = struct.Struct("@ll")
 _ANCILLARY_BYTES = socket.CMSG_SPACE(_TIMESPEC.size)
 # An older stamp than this means that the wall clock was stepped.
 _OLDEST_NS = 60 * 10**9
-_BLANK_LINE = b"\n\n"
-_LINE_END = b"\r\n"
+# The end of an event or of a response's head, and of the chunk that holds it.
+_BLANK_LINE = re.compile(rb"\n\r?\n(?:\r\n)?")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -80,13 +81,7 @@ def receive(sock: socket.socket, most_bytes: int, flags: int = 0) -> tuple[bytes
 
 def _event_ends(content: bytes) -> list[int]:
     """Where the parts of a read end: after each blank line and the end of its chunk, and at its own end."""
-    ends: list[int] = []
-    place = content.find(_BLANK_LINE)
-    while place != -1:
-        end = place + len(_BLANK_LINE)
-        end += len(_LINE_END) if content.startswith(_LINE_END, end) else 0
-        ends.append(end)
-        place = content.find(_BLANK_LINE, end)
+    ends = [found.end() for found in _BLANK_LINE.finditer(content)]
     if not ends or ends[-1] < len(content):
         ends.append(len(content))
     return ends
