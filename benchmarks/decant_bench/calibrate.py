@@ -134,7 +134,6 @@ def own_timings(answers: Sequence[SentAnswer]) -> dict[str, RequestTiming]:
             chunk_times_s=tuple(at_s - each.arrived_s for at_s in each.sent_s),
         )
         for each in answers
-        if each.sent_s
     }
 
 

@@ -72,12 +72,12 @@ class ScriptedEngine:
     address: str
 
     def sent(self) -> list[SentAnswer]:
-        """The streamed answers since it was last asked, by arrival; the last 20,000 of them."""
+        """The streamed answers that had a token, since it was last asked, by arrival; at most 20,000."""
         rows = json.loads(_get(f"{self.address}/sent"))
         answers = [
             SentAnswer(r["request_id"], r["arrived_s"], tuple(r["due_s"]), tuple(r["sent_s"])) for r in rows
         ]
-        return sorted(answers, key=lambda answer: answer.arrived_s)
+        return sorted((each for each in answers if each.sent_s), key=lambda answer: answer.arrived_s)
 
 
 @contextmanager

@@ -3,9 +3,8 @@
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 
-Floats = npt.NDArray[np.float64]
+from decant_bench.columns import Floats
 
 _BATCH = 5
 _LEAST_BATCHES = 12

@@ -243,8 +243,8 @@ class Playing:
                 self._app.at(self._taken_up_s + at_s, self._step)
                 return
             self._next += 1
-            self._sent_s.append(time.perf_counter())
             if self._next < len(self._events) or self._play.scripted.end != "done":
+                self._sent_s.append(time.perf_counter())
                 self._exchange.send(chunk(event))
             else:
                 self._finish(chunk(event))
@@ -261,14 +261,18 @@ class Playing:
     def _finish(self, last: bytes) -> None:
         if not self._ended_early():
             end = self._play.end(self._waited_s, wants_usage=self._wants_usage)
-            self._exchange.end(last + chunk(end) + LAST_CHUNK)
+            content = last + chunk(end) + LAST_CHUNK
+            # Not before the end was made: what is stamped is the send.
+            self._sent_s.append(time.perf_counter())
+            self._exchange.end(content)
             self._remember()
             self._leave()
 
     def _remember(self) -> None:
         request_id = self._exchange.request.headers.get("x-request-id", "")
+        # An answer without a token ends with an event of its own, which no token was due with.
         due_s = tuple(self._taken_up_s + at_s for at_s, _ in self._events)
-        self._app.remember(Sent(request_id, self.arrived_s, due_s, tuple(self._sent_s)))
+        self._app.remember(Sent(request_id, self.arrived_s, due_s, tuple(self._sent_s[: len(due_s)])))
 
     def _ended_early(self) -> bool:
         end = self._play.scripted.end
