@@ -18,8 +18,8 @@ from decant.files import write_json
 from decant.hardware import provenance
 from decant_bench.scripted_engine import MODEL, scripted_engine
 
-_CLIENTS = 64
-_ANSWER = {"chunks": ["one ", "two ", "three ", "four "], "ttft_s": 0.002, "gaps_s": [0.001]}
+_CLIENTS = 24
+_ANSWER = {"chunks": ["one ", "two ", "three ", "four "], "ttft_s": 0.01, "gaps_s": [0.005]}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
