@@ -6,7 +6,7 @@ it does. What has the usual shape to the letter is read here; for anything else 
 """
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -83,13 +83,13 @@ class _Mould:
 
     before: bytes
     after: bytes
+    around: int
 
-    def text_in(self, payload: bytes) -> str | None:
-        """The text of an event of this mould; None when it has another or no text."""
-        shortest = len(self.before) + len(self.after)
-        if len(payload) <= shortest or not (payload.startswith(self.before) and payload.endswith(self.after)):
+    def text_in(self, piece: bytes) -> str | None:
+        """The text of a piece that is one event of this mould; None when it is anything else."""
+        if len(piece) <= self.around or not piece.endswith(self.after) or not piece.startswith(self.before):
             return None
-        text = payload[len(self.before) : -len(self.after)]
+        text = piece[len(self.before) : -len(self.after)]
         if b'"' in text or b"\\" in text:
             return None
         found = text.decode()
@@ -110,7 +110,8 @@ def _mould_of(payload: bytes, event: dict[str, Any], *, is_chat: bool) -> _Mould
     end = payload.find(b'"', begin)
     if payload[begin:end] != content.encode():
         return None
-    return _Mould(payload[:begin], payload[end:])
+    before, after = _DATA + payload[:begin], payload[end:] + _EVENT_END
+    return _Mould(before, after, len(before) + len(after))
 
 
 def plain_completion(call: Call, received: Received, *, sent_s: float) -> Completion | None:
@@ -133,32 +134,31 @@ def plain_completion(call: Call, received: Received, *, sent_s: float) -> Comple
 def _read(reading: _Reading, pieces: Sequence[tuple[float, bytes]], sent_s: float, *, is_chat: bool) -> bool:
     """Reads the events; whether the stream said that it is done. _Unusual, ValueError for another shape."""
     mould: _Mould | None = None
-    for at_s, payload in _payloads(pieces):
-        if mould is not None and (text := mould.text_in(payload)) is not None:
+    rest = b""
+    for at_s, piece in pieces:
+        if mould is not None and not rest and (text := mould.text_in(piece)) is not None:
             reading.take_text(text, "", at_s - sent_s)
             continue
-        if payload == _DONE:
-            return True
-        event = json.loads(payload)
-        reading.take(event, at_s - sent_s, is_chat=is_chat)
-        mould = _mould_of(payload, event, is_chat=is_chat) or mould
+        *events, rest = (rest + piece).split(_EVENT_END)
+        for event in events:
+            payload = _payload(event)
+            if payload == _DONE:
+                return True
+            found = json.loads(payload)
+            reading.take(found, at_s - sent_s, is_chat=is_chat)
+            mould = _mould_of(payload, found, is_chat=is_chat) or mould
+    if rest:
+        raise _Unusual
     return False
 
 
-def _payloads(pieces: Sequence[tuple[float, bytes]]) -> Iterator[tuple[float, bytes]]:
-    """The data of each event with when its last byte came; _Unusual for more than one line of data each."""
-    rest = b""
-    for at_s, piece in pieces:
-        whole = rest + piece if rest else piece
-        *events, rest = whole.split(_EVENT_END)
-        for event in events:
-            if not event.startswith(_DATA) or b"\n" in event or b"\r" in event:
-                raise _Unusual
-            if _SURROGATES[0] in event or _SURROGATES[1] in event:
-                raise _Unusual
-            yield at_s, event[len(_DATA) :]
-    if rest:
+def _payload(event: bytes) -> bytes:
+    """An event's data; _Unusual for more than one line of it, or another line end."""
+    if not event.startswith(_DATA) or b"\n" in event or b"\r" in event:
         raise _Unusual
+    if _SURROGATES[0] in event or _SURROGATES[1] in event:
+        raise _Unusual
+    return event[len(_DATA) :]
 
 
 def _delta(delta: Any) -> tuple[str | None, str | None]:
