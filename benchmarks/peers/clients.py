@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from decant.errors import DecantError
+from decant.processes import end_with_parent
 
 ROUTE = "/v1/completions"
 """Completions, for a chat begins with an event without text, which some clients count as the first token."""
@@ -95,7 +96,12 @@ def run_client(client: Client, load: Load, folder: Path, *, limit_s: float) -> l
 def _exit_code(command: Sequence[str], environment: dict[str, str], log: Path, *, limit_s: float) -> int:
     with log.open("wb") as output:
         process = subprocess.Popen(
-            command, stdout=output, stderr=output, env=environment, start_new_session=True
+            command,
+            stdout=output,
+            stderr=output,
+            env=environment,
+            start_new_session=True,
+            preexec_fn=end_with_parent(),  # noqa: PLW1509 - no locks are held
         )
         try:
             return process.wait(limit_s)
