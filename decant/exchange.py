@@ -147,7 +147,7 @@ class Attempt:
 
     def replayed(self, received: Received, *, stream: bool) -> Completion:
         """The answer in a response that was read before; ApiError when it is cut, refused, or no answer."""
-        self._status, self._ttfb_s = received.status, received.began_s - self._sent_s
+        self._status, self._ttfb_s = received.status, received.began_s - self.sent_s
         body = b"".join(piece for _, piece in received.pieces)
         if not 200 <= self._status < 300:
             self._refuse(body, httpx.Headers(dict(received.headers)))
@@ -157,16 +157,16 @@ class Attempt:
             raise self.broken(received.fault)
         else:
             ended_s = received.pieces[-1][0] if received.pieces else received.began_s
-            self._take_whole(body, ended_s - self._sent_s)
+            self._take_whole(body, ended_s - self.sent_s)
         return self._completion(dict(received.headers))
 
     def progress(self, received: Received) -> None:
         """Takes what came of a stream that is given up, so that its error says how far it came."""
-        self._status, self._ttfb_s = received.status, received.began_s - self._sent_s
+        self._status, self._ttfb_s = received.status, received.began_s - self.sent_s
         with suppress(ApiError, ValueError):
             decoder = SseDecoder()
             for at_s, piece in received.pieces:
-                self._take_events(decoder.feed(piece), at_s - self._sent_s)
+                self._take_events(decoder.feed(piece), at_s - self.sent_s)
 
     def _refuse(self, body: bytes, headers: httpx.Headers) -> NoReturn:
         text = body.decode("utf-8", errors="replace")
@@ -240,7 +240,7 @@ class Attempt:
         return RequestTiming(
             request_id=self.call.request_id,
             intended_s=self.call.intended_s,
-            actual_s=self._sent_s,
+            actual_s=self.sent_s,
             ttfb_s=self._ttfb_s,
             ttft_s=answer.chunk_times_s[0] if answer.chunk_times_s else None,
             e2e_s=answer.ended_s if error_kind is None else None,
@@ -255,11 +255,12 @@ class Attempt:
         )
 
     @property
-    def _sent_s(self) -> float:
+    def sent_s(self) -> float:
+        """When the bytes left, on `time.perf_counter`; when the try began, as long as they have not."""
         return self._started_s if self._actual_s is None else self._actual_s
 
     def _now_s(self) -> float:
-        return time.perf_counter() - self._sent_s
+        return time.perf_counter() - self.sent_s
 
     def _take_whole(self, body: bytes, at_s: float) -> None:
         try:
@@ -309,12 +310,12 @@ class Attempt:
         at_s = received.began_s
         try:
             for at_s, piece in received.pieces:
-                self._take_events(decoder.feed(piece), at_s - self._sent_s)
+                self._take_events(decoder.feed(piece), at_s - self.sent_s)
                 if self._answer.done:
                     return
             if received.fault is not None:
                 raise self.broken(received.fault)
-            self._take_events(decoder.finish(), at_s - self._sent_s)
+            self._take_events(decoder.finish(), at_s - self.sent_s)
         except ValueError as error:
             raise self.error("bad_response", _words(error)) from error
         self._require_whole(received.pieces[0][1] if received.pieces else b"")

@@ -214,7 +214,7 @@ def _tango_variance(gained: int, lost: int, n: int, difference: float) -> float:
     return max(0.0, 2 * loss_rate + difference * (1 - difference))
 
 
-_FLOATS_AT_ONCE = 2_000_000
+_FLOATS_AT_ONCE = 500_000
 _WEIGHTS_AT_MOST = 100_000_000
 _LEAST_RESAMPLES = 200
 

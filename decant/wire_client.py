@@ -1,7 +1,7 @@
 """The lean client, of load and of labeling: as little as possible between the socket and the stamp.
 
 It does what `decant.client.OpenAIClient` does without retries, with less work per event and per connection:
-the kernel stamps what arrives, and an answer is parsed once it is whole. It speaks plain HTTP/1.1; what needs
+the kernel stamps what arrives, and an answer is read once it is whole. It speaks plain HTTP/1.1; what needs
 TLS or a proxy goes through OpenAIClient, which stamps at the read.
 """
 
@@ -19,6 +19,7 @@ from decant.arrival import Received, stamp_arrivals
 from decant.client import Completion, OpenAIClient
 from decant.errors import ConfigError
 from decant.exchange import Attempt, Call, Route
+from decant.plain_answer import plain_completion
 from decant.wire_connection import ConnectionBroken, WireConnection
 
 Stamps = Literal["kernel", "read"]
@@ -41,6 +42,7 @@ class WireClient:
 
     def __init__(self, base_url: str, *, api_key: str | None, timeout_s: float) -> None:
         self._url = urlsplit(base_url.rstrip("/"))
+        self._urls = {route: self._url.geturl() + path for route, path in _PATHS.items()}
         self._timeout_s = timeout_s
         self._idle: list[WireConnection] = []
         self._addresses: list[_Address] = []
@@ -93,7 +95,7 @@ class WireClient:
         content = json.dumps(body, allow_nan=False).encode("ascii")
         call = Call(
             method="POST",
-            url=self._url.geturl() + _PATHS[route],
+            url=self._urls[route],
             request_id=request_id or f"{random.getrandbits(128):032x}",
             content=content,
             intended_s=intended_s,
@@ -101,7 +103,8 @@ class WireClient:
         )
         attempt = Attempt(call, 1)
         received = await self._received(attempt, self._bytes(route, call.request_id, content))
-        return attempt.replayed(received, stream=stream)
+        plain = plain_completion(call, received, sent_s=attempt.sent_s) if stream else None
+        return attempt.replayed(received, stream=stream) if plain is None else plain
 
     async def _received(self, attempt: Attempt, request: bytes) -> Received:
         connection: WireConnection | None = None

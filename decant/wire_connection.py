@@ -1,7 +1,7 @@
 """One HTTP/1.1 connection of the lean client: bytes out, and a response in whose reads are stamped.
 
-Nothing is parsed while an answer comes but the framing of HTTP: a read is stamped by the kernel and kept, and
-the events in it are looked at when the answer is whole.
+Nothing is parsed while an answer comes but the framing of HTTP: what is read is stamped by the kernel and
+kept, and the events in it are looked at when the answer is whole.
 """
 
 import asyncio
@@ -11,9 +11,9 @@ from collections.abc import Callable
 
 import httptools
 
-from decant.arrival import Received, receive
+from decant.arrival import Received, receive_events
 
-_READ_BYTES = 256 * 1024
+_READ_BYTES = 64 * 1024
 _MOST_BODY_BYTES = 256 * 2**20
 _DONE = b"data: [DONE]"
 _DONE_WITHIN = 64
@@ -51,7 +51,7 @@ class WireConnection:
         self._at_s = 0.0
         self._body_bytes = 0
         self._tail = b""
-        self._complete = self._cut = False
+        self._complete = self._cut = self._is_done = False
 
     @property
     def reusable(self) -> bool:
@@ -99,22 +99,26 @@ class WireConnection:
 
     def _readable(self) -> None:
         try:
-            content, self._at_s = receive(self._sock, _READ_BYTES)
+            parts = receive_events(self._sock, _READ_BYTES)
         except BlockingIOError:
             return
         except OSError as error:
             self._ended(str(error) or type(error).__name__)
             return
-        if not content:
+        if not parts[0][0]:
             self._ended("the server closed the connection")
             return
         if self._waiter is None:
             self._ended("the server spoke unasked")
             return
         try:
-            self._parser.feed_data(content)
+            for content, self._at_s in parts:
+                self._parser.feed_data(content)
         except httptools.HttpParserError as error:
             self._ended(f"not HTTP: {error}")
+            return
+        if self._is_done and not self._complete and self._ender is None:
+            self._ender = self._loop.call_later(_END_LIMIT_S, self._end_without_its_end)
 
     def _ended(self, words: str) -> None:
         self.close()
@@ -158,8 +162,8 @@ class WireConnection:
         self._tail = (self._tail + body)[-_DONE_WITHIN:]
         if self._body_bytes > _MOST_BODY_BYTES:
             self._ended(f"more than {_MOST_BODY_BYTES} bytes in one answer")
-        elif self._ender is None and self._tail.rstrip().endswith(_DONE):
-            self._ender = self._loop.call_later(_END_LIMIT_S, self._end_without_its_end)
+        elif self._tail.rstrip().endswith(_DONE):
+            self._is_done = True
 
     def on_message_complete(self) -> None:
         """The response is whole."""

@@ -1,6 +1,5 @@
 """`decant bench run`: puts a load on an endpoint, measures it, and says whether the measurement holds."""
 
-import asyncio
 import sys
 from pathlib import Path
 
@@ -11,6 +10,7 @@ from decant_bench.bench_csv import write_csvs
 from decant_bench.bench_result import RESULT_FILE, BenchResult, build_result
 from decant_bench.bench_run import run_load
 from decant_bench.bench_text import result_text
+from decant_bench.event_loop import run_measuring
 from decant_bench.plan import PLAN_FILE, make_plan
 from decant_bench.push import push
 from decant_bench.self_check import InvalidRun
@@ -24,7 +24,7 @@ def run(config: BenchConfig) -> None:
 
     EndpointError when no request completes; the folder of an earlier run stands until a new one is whole.
     """
-    result = asyncio.run(_run(config))
+    result = run_measuring(_run(config))
     sys.stdout.write(f"{result_text(result)}\n  written to {config.output}\n")
     if config.push_gateway is not None:
         push(result, config.push_gateway)
@@ -60,6 +60,6 @@ async def bench(config: BenchConfig, endpoint: Endpoint) -> BenchResult:
         plan.conversations.path.unlink()
         result = build_result(config, endpoint, plan, outcome)
         write_json(folder / RESULT_FILE, result.model_dump(mode="json"))
-        write_csvs(folder, result, outcome.records)
-        write_text(folder / REPORT_FILE, bench_page(result, outcome.records))
+        write_csvs(folder, result)
+        write_text(folder / REPORT_FILE, bench_page(result, outcome.requests))
     return result

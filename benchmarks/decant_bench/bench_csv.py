@@ -7,7 +7,7 @@ from typing import Any
 
 from decant_bench.bench_result import BenchResult
 from decant_bench.measures import PERCENTILES
-from decant_bench.records import Record
+from decant_bench.records import REQUESTS_FILE, Record, read_records
 
 LATENCY_CSV, REQUESTS_CSV = "latency.csv", "requests.csv"
 
@@ -31,11 +31,16 @@ _REQUEST_COLUMNS = (
 )
 
 
-def write_csvs(folder: Path, result: BenchResult, records: Sequence[Record]) -> None:
-    """Writes both files; times of requests count from the start of the load, an empty cell is unknown."""
+def write_csvs(folder: Path, result: BenchResult) -> None:
+    """Writes both files; times of requests count from the start of the load, an empty cell is unknown.
+
+    The requests are those of requests.jsonl, in its order: as they ended.
+    """
     head = ("window", "measure", "n", "mean", *(f"p{q:g}{part}" for q in PERCENTILES for part in _PARTS))
     _write(folder / LATENCY_CSV, head, _latency_rows(result))
-    rows = (_request_row(record, float(result.load["start_s"])) for record in records)
+    rows = (
+        _request_row(record, float(result.load["start_s"])) for record in read_records(folder / REQUESTS_FILE)
+    )
     _write(folder / REQUESTS_CSV, _REQUEST_COLUMNS, rows)
 
 

@@ -18,8 +18,8 @@ from decant_bench.bench_plots import (
 )
 from decant_bench.bench_result import BenchResult
 from decant_bench.bench_text import NAMES, SHOWN, recount_text, shown_measures
+from decant_bench.columns import RequestColumns
 from decant_bench.page import block, definitions, figure, page
-from decant_bench.records import Record
 from decant_bench.svg import circle, drawing, group
 
 _WORDS = (
@@ -33,7 +33,7 @@ _WORDS = (
 _STAMPED = {"kernel": "by the kernel", "read": "when read"}
 
 
-def bench_page(result: BenchResult, records: Sequence[Record]) -> str:
+def bench_page(result: BenchResult, requests: RequestColumns) -> str:
     """The whole page as HTML."""
     body = [
         '<p class="brand">Decant</p>',
@@ -44,7 +44,7 @@ def bench_page(result: BenchResult, records: Sequence[Record]) -> str:
         block("Latency", "In milliseconds, over the whole run.", _table(result, result.latency)),
         _steady(result),
         _errors(result),
-        f'<div class="figures">{"".join(_figures(result, records))}</div>',
+        f'<div class="figures">{"".join(_figures(result, requests))}</div>',
         block("How it was measured", "", definitions(_conditions(result))),
         f"<footer>{escape(_WORDS)}</footer>",
     ]
@@ -141,18 +141,18 @@ def _errors(result: BenchResult) -> str:
     return block("Not completed", words_of, definitions(entries))
 
 
-def _figures(result: BenchResult, records: Sequence[Record]) -> Iterable[str]:
-    timings = [record.timing for record in records if record.was_sent]
+def _figures(result: BenchResult, requests: RequestColumns) -> Iterable[str]:
+    sent = requests.pick(requests.was_sent)
     steady = result.steady
     window = (steady["from_s"], steady["to_s"]) if steady["found"] else None
     entries = [_swatch(RESPONSE, "from due"), _swatch(SERVICE, "from sent")]
     legend = _legend(entries)
     failed = [_swatch(FAILED, "not answered")] if result.counts["failed"] else []
     over_time = "Each request by when it was sent; the steady window is shaded."
-    yield figure("Latency over time", over_time, time_plot(timings, window), legend=_legend(entries + failed))
-    yield figure("In flight", "Requests sent and not yet answered.", flight_plot(timings))
+    yield figure("Latency over time", over_time, time_plot(sent, window), legend=_legend(entries + failed))
+    yield figure("In flight", "Requests sent and not yet answered.", flight_plot(sent))
     for heading, name in (("Time to first token", "ttft"), ("End-to-end latency", "e2e")):
-        plot = latency_plots(timings, measure=name)
+        plot = latency_plots(sent, measure=name)
         yield figure(heading, "Share of completed requests within a time.", plot, legend=legend)
     joined = result.server["joined"] if result.server else 0
     said = f"From sent, over {joined:,} requests joined with the gateway's own timing."

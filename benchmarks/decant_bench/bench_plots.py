@@ -1,16 +1,19 @@
 """The plots of a run: latencies over time and as distributions, and where the time to first token went."""
 
-from collections.abc import Sequence
 from typing import Any
 
-from decant.timing import RequestTiming
+import numpy as np
+import numpy.typing as npt
+
 from decant_bench import number_text as words
+from decant_bench.columns import Counts, RequestColumns, known
 from decant_bench.plots import WIDTH, Curve, distribution_plot, x_axis
 from decant_bench.server_timing import RANK_PARTS
 from decant_bench.svg import Frame, Scale, circle, drawing, group, line, log_bounds, path, rectangle, text
 
 _FRAME = Frame(left=60, top=8, right=WIDTH - 16, bottom=228)
 _MOST_DOTS = 1500
+_SLOWEST = 50
 _BAR = 34.0
 # From due and from sent: the same two colours in every plot.
 RESPONSE, SERVICE, FAILED = "s0", "s2", "s3"
@@ -18,72 +21,72 @@ RESPONSE, SERVICE, FAILED = "s0", "s2", "s3"
 RANK_COLOURS = ("s4", "s1", "s3")
 
 
-def time_plot(timings: Sequence[RequestTiming], window: tuple[float, float] | None) -> str:
-    """End-to-end latency of each request by when it was due (or sent), from due and from sent.
+def time_plot(requests: RequestColumns, window: tuple[float, float] | None) -> str:
+    """End-to-end latency of each request by when it was sent, from due and from sent.
 
     The steady window, in seconds from the first send, is shaded; requests without an answer are marks at the
-    lower edge.
+    lower edge. Of many requests evenly spaced ones are shown, and always the slowest.
     """
-    done = [timing for timing in timings if timing.e2e_s is not None]
-    if not done:
+    done = requests.pick(~np.isnan(requests.e2e_s))
+    if not len(done):
         return ""
-    zero_s = min(timing.actual_s for timing in timings)
-    last_s = max(timing.actual_s for timing in timings) - zero_s
-    latencies = [value for t in done for value in (t.response_s, t.service_s) if value is not None]
-    low, high = log_bounds([min(latencies), max(latencies)])
+    zero_s = requests.actual_s.min()
+    last_s = float(requests.actual_s.max() - zero_s)
+    low, high = log_bounds(
+        [float(f(each)) for each in (done.response_s, done.e2e_s) for f in (np.min, np.max)]
+    )
     x = Scale(0.0, max(last_s, 1e-3), _FRAME.left, _FRAME.right)
     y = Scale(low, high, _FRAME.bottom, _FRAME.top, "log")
     parts: list[str] = []
     if window is not None:
         parts.append(rectangle(x(window[0]), _FRAME.top, x(window[1]), _FRAME.bottom, css="window"))
     parts += [_time_axis(y), x_axis(x, _FRAME, label="seconds from the first send", write=_plain)]
-    shown = done[:: max(1, len(done) // _MOST_DOTS)]
-    for css, values in ((RESPONSE, [t.response_s for t in shown]), (SERVICE, [t.service_s for t in shown])):
-        dots = [
-            circle(x(timing.actual_s - zero_s), y(max(value, low)), 1.8, css="dot")
-            for timing, value in zip(shown, values, strict=True)
-            if value is not None
-        ]
-        parts.append(group(dots, css=css))
-    failed = [timing for timing in timings if not timing.ok][:_MOST_DOTS]
-    marks = [_tick(x(timing.actual_s - zero_s)) for timing in failed]
+    shown = done.pick(_some(done))
+    for css, values in ((RESPONSE, shown.response_s), (SERVICE, shown.e2e_s)):
+        pairs = zip((shown.actual_s - zero_s).tolist(), values.tolist(), strict=True)
+        parts.append(group([circle(x(at_s), y(max(v, low)), 1.8, css="dot") for at_s, v in pairs], css=css))
+    failed = requests.actual_s[~requests.ok] - zero_s
+    marks = [_tick(x(at_s)) for at_s in _thinned(failed).tolist()]
     parts.append(group(marks, css=FAILED, title=f"{len(failed)} not answered"))
     return drawing(parts, width=WIDTH, height=_FRAME.bottom + 44, label="End-to-end latency over time")
 
 
-def flight_plot(timings: Sequence[RequestTiming]) -> str:
+def flight_plot(requests: RequestColumns) -> str:
     """How many requests were in flight, over time; empty for none."""
-    sent = [timing for timing in timings if timing.e2e_s is not None]
-    if not sent:
+    sent = requests.pick(~np.isnan(requests.e2e_s))
+    if not len(sent):
         return ""
-    zero_s = min(timing.actual_s for timing in sent)
-    begins = [(t.actual_s - zero_s, 1) for t in sent]
-    ends = [(t.actual_s + (t.e2e_s or 0.0) - zero_s, -1) for t in sent]
-    changes = sorted(begins + ends)
-    corners: list[tuple[float, int]] = [(0.0, 0)]
-    for at_s, change in changes:
-        corners += [(at_s, corners[-1][1]), (at_s, corners[-1][1] + change)]
-    most = max(level for _, level in corners)
-    x = Scale(0.0, max(corners[-1][0], 1e-3), _FRAME.left, _FRAME.right)
+    begins_s, ends_s = sent.actual_s, sent.actual_s + sent.e2e_s
+    at_s = np.concatenate([begins_s, ends_s]) - begins_s.min()
+    # Of two changes at one time the end comes first.
+    order = np.lexsort((np.repeat([1, -1], len(sent)), at_s))
+    levels = np.cumsum(np.repeat([1, -1], len(sent))[order])
+    most = int(levels.max())
+    x = Scale(0.0, max(float(at_s.max()), 1e-3), _FRAME.left, _FRAME.right)
     y = Scale(0, most, _FRAME.bottom, _FRAME.top)
     parts = [x_axis(x, _FRAME, label="seconds from the first send", write=_plain)]
     for value in y.ticks():
         parts.append(line(_FRAME.left, y(value), _FRAME.right, y(value), css="grid"))
         parts.append(text(_FRAME.left - 8, y(value) + 4, f"{value:g}", css="tick", anchor="end"))
-    kept = corners[:: max(1, len(corners) // (2 * _MOST_DOTS))]
-    curve = path([(x(at_s), y(level)) for at_s, level in kept], css="curve")
+    kept = zip(_thinned(at_s[order]).tolist(), _thinned(levels).tolist(), strict=True)
+    corners = [(0.0, 0)]
+    for when_s, level in kept:
+        corners += [(when_s, corners[-1][1]), (when_s, level)]
+    curve = path([(x(when_s), y(level)) for when_s, level in corners], css="curve")
     parts.append(group([curve], css=SERVICE, title=f"at most {most} in flight"))
     return drawing(parts, width=WIDTH, height=_FRAME.bottom + 44, label="Requests in flight over time")
 
 
-def latency_plots(timings: Sequence[RequestTiming], *, measure: str) -> str:
+def latency_plots(requests: RequestColumns, *, measure: str) -> str:
     """The distributions from due and from sent of one measure: `ttft` or `e2e`."""
-    done = [timing for timing in timings if timing.ok]
+    done = requests.pick(requests.ok)
     first = measure == "ttft"
-    due = sorted(v for t in done if (v := t.response_ttft_s if first else t.response_s) is not None)
-    sent = sorted(v for t in done if (v := t.ttft_s if first else t.service_s) is not None)
+    due, sent = (done.response_ttft_s, done.ttft_s) if first else (done.response_s, done.e2e_s)
     label = "time to first token" if first else "end-to-end latency"
-    curves = [Curve("from due", due, RESPONSE, 0), Curve("from sent", sent, SERVICE, 1)]
+    curves = [
+        Curve("from due", np.sort(known(due)).tolist(), RESPONSE, 0),
+        Curve("from sent", np.sort(known(sent)).tolist(), SERVICE, 1),
+    ]
     return distribution_plot(curves, label=label)
 
 
@@ -132,6 +135,17 @@ def ranks_plot(server: dict[str, Any] | None) -> str:
         value = f"{words.milliseconds(begin)} ms"
         marks.append(text(WIDTH - 12, bottom - 5, value, css="value", anchor="end"))
     return drawing(marks, width=WIDTH, height=frame.bottom + 44, label="Compute, wait, communication by rank")
+
+
+def _some(done: RequestColumns) -> Counts:
+    """Places of at most so many requests, in order: evenly spaced ones and the slowest."""
+    places = _thinned(np.arange(len(done)))
+    slowest = np.argsort(done.response_s)[-_SLOWEST:]
+    return np.union1d(places, slowest)
+
+
+def _thinned(values: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    return values[:: max(1, -(-len(values) // _MOST_DOTS))]
 
 
 def _time_axis(y: Scale) -> str:

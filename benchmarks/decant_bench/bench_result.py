@@ -1,6 +1,5 @@
 """result.json: what a run measured, how, and whether it may be trusted."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -12,14 +11,14 @@ from decant.endpoint import Endpoint
 from decant.errors import DataError
 from decant.files import sha256_path
 from decant.hardware import describe_command, describe_commit, describe_machine, describe_versions
-from decant.timing import RequestTiming, percentile, summarize
+from decant.timing import RequestTiming, summarize
 from decant_bench.bench_config import BenchConfig
 from decant_bench.bench_run import Outcome
-from decant_bench.measures import error_counts, goodput, itl_of, latency_json, span_s, throughput
+from decant_bench.columns import Floats, RequestColumns, known, read_columns
+from decant_bench.measures import error_counts, goodput, latency_json, percentile_of, span_s, throughput
 from decant_bench.plan import Plan
 from decant_bench.records import REQUESTS_FILE, Record, read_records
 from decant_bench.self_check import Measured
-from decant_bench.server_timing import server_json
 from decant_bench.steady import steady_window
 from decant_bench.tokens import TokenCounter
 
@@ -58,25 +57,30 @@ class BenchResult(BaseModel):
 
 @dataclass(frozen=True, slots=True)
 class BenchFolder:
-    """A result folder, read: the result and its requests in order of sending."""
+    """A result folder, read: the result and its requests as columns, in order of sending."""
 
     path: Path
     result: BenchResult
-    records: tuple[Record, ...]
+    requests: RequestColumns
+
+    @property
+    def records(self) -> list[Record]:
+        """The requests one by one, read anew; for runs that are small enough."""
+        records = read_records(self.path / REQUESTS_FILE)
+        return sorted(records, key=lambda record: record.timing.actual_s)
 
     @property
     def timings(self) -> list[RequestTiming]:
-        """The timings of all offered requests."""
+        """The timings of all offered requests; for runs that are small enough."""
         return [record.timing for record in self.records]
 
 
 def build_result(config: BenchConfig, endpoint: Endpoint, plan: Plan, outcome: Outcome) -> BenchResult:
     """The whole document of one run."""
-    records = outcome.records
-    timings = [record.timing for record in records]
-    doubts = outcome.client.doubts(_typical(timings), share=config.error_share)
-    latency = latency_json(timings, seed=config.seed)
-    completed = sum(timing.ok for timing in timings)
+    requests = outcome.requests
+    doubts = outcome.client.doubts(_typical(requests), share=config.error_share)
+    latency = latency_json(requests, seed=config.seed)
+    completed = int(requests.ok.sum())
     return BenchResult(
         name=config.title,
         valid=not doubts,
@@ -84,19 +88,19 @@ def build_result(config: BenchConfig, endpoint: Endpoint, plan: Plan, outcome: O
         endpoint=_endpoint_json(config, endpoint),
         load=_load_json(config, plan, outcome),
         counts={
-            "offered": len(records),
-            "sent": sum(record.was_sent for record in records),
+            "offered": len(requests),
+            "sent": int(requests.was_sent.sum()),
             "completed": completed,
-            "failed": len(records) - completed,
+            "failed": len(requests) - completed,
         },
-        errors=error_counts(records),
+        errors=error_counts(requests),
         latency=latency,
-        throughput=throughput(timings),
-        goodput=goodput(timings, config.slo, span_s=span_s(timings)),
-        steady=_steady_json(config, timings, latency),
-        tokens=_tokens_json(records, plan.counter),
+        throughput=throughput(requests),
+        goodput=goodput(requests, config.slo, span_s=span_s(requests)),
+        steady=_steady_json(config, requests, latency),
+        tokens=_tokens_json(requests, plan.counter),
         client=outcome.client.to_json(),
-        server=server_json(timings, outcome.server),
+        server=outcome.server,
         warmup=dict(outcome.warmup),
         seed=config.seed,
         started_at=outcome.started_at.isoformat(timespec="milliseconds"),
@@ -119,30 +123,27 @@ def read_bench(folder: Path) -> BenchFolder:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"])
         raise DataError(f"{file}: {where}: {first['msg']}; run the benchmark again") from None
-    records = sorted(read_records(folder / REQUESTS_FILE), key=lambda record: record.timing.actual_s)
-    return BenchFolder(folder, result, tuple(records))
+    return BenchFolder(folder, result, read_columns(folder))
 
 
-def _typical(timings: Sequence[RequestTiming]) -> Measured:
-    done = [timing for timing in timings if timing.ok]
-    firsts = [t.ttft_s if t.ttft_s is not None else t.e2e_s for t in done]
-    gaps = [gap for timing in done for gap in itl_of(timing) or timing.chunk_gaps_s]
+def _typical(requests: RequestColumns) -> Measured:
+    done = requests.pick(requests.ok)
+    firsts = known(np.where(np.isnan(done.ttft_s), done.e2e_s, done.ttft_s))
+    gaps = np.where(done.gap_tokens > 0, done.gap_s / np.maximum(done.gap_tokens, 1), done.gap_s)
     # Chunks that arrive in one read have no gap that could be disturbed.
-    apart = [gap for gap in gaps if gap > 0]
-    known = [first for first in firsts if first is not None]
-    return Measured(percentile(known, 50) if known else 0.0, percentile(apart, 50) if apart else None)
+    apart = gaps[gaps > 0]
+    first_s = percentile_of(firsts, 50) if len(firsts) else 0.0
+    return Measured(first_s, percentile_of(apart, 50) if len(apart) else None)
 
 
-def _steady_json(
-    config: BenchConfig, timings: Sequence[RequestTiming], whole: dict[str, Any]
-) -> dict[str, Any]:
-    done = [timing for timing in timings if timing.ok]
-    window = steady_window([timing.response_s or 0.0 for timing in done])
-    kept = done[window.first : window.last]
-    first_s, last_s = kept[0].actual_s, kept[-1].actual_s
+def _steady_json(config: BenchConfig, requests: RequestColumns, whole: dict[str, Any]) -> dict[str, Any]:
+    done = requests.pick(requests.ok)
+    window = steady_window(np.nan_to_num(done.response_s))
+    sent_s = done.actual_s[window.first : window.last]
+    first_s, last_s = float(sent_s[0]), float(sent_s[-1])
     # Failures inside the window are part of it: they were offered then.
-    inside = [timing for timing in timings if first_s <= timing.actual_s <= last_s]
-    began_s = min(timing.actual_s for timing in timings)
+    inside = requests.pick((requests.actual_s >= first_s) & (requests.actual_s <= last_s))
+    began_s = float(requests.actual_s.min())
     return {
         "found": window.found,
         "reason": window.reason,
@@ -181,34 +182,26 @@ def _load_json(config: BenchConfig, plan: Plan, outcome: Outcome) -> dict[str, A
     }
 
 
-def _tokens_json(records: Sequence[Record], counter: TokenCounter) -> dict[str, Any]:
+def _tokens_json(requests: RequestColumns, counter: TokenCounter) -> dict[str, Any]:
     """Tokens as the server counts them, beside those that were planned and those the tokenizer finds."""
-    done = [record for record in records if record.timing.ok]
-    told = [record for record in done if record.timing.completion_tokens is not None]
-    prompt = [r.timing.prompt_tokens for r in done if r.timing.prompt_tokens is not None]
-    extra = [
-        r.timing.prompt_tokens - r.planned_prompt_tokens
-        for r in done
-        if r.timing.prompt_tokens is not None and r.planned_prompt_tokens is not None
-    ]
+    done = requests.pick(requests.ok)
+    told = known(done.completion_tokens)
     return {
         "unit": counter.unit,
-        "prompt": summarize(prompt),
-        "prompt_over_planned": summarize(extra),
-        "completion": summarize([r.timing.completion_tokens or 0 for r in told]),
+        "prompt": summarize(known(done.prompt_tokens).tolist()),
+        "prompt_over_planned": summarize(known(done.prompt_tokens - done.planned_prompt_tokens).tolist()),
+        "completion": summarize(told.tolist()),
         "usage_missing": len(done) - len(told),
-        "recount": _recount(told, counter),
+        "recount": _recount(known(done.recount)),
     }
 
 
-def _recount(told: Sequence[Record], counter: TokenCounter) -> dict[str, Any] | None:
+def _recount(differences: Floats) -> dict[str, Any] | None:
     """How often the server's count of an answer differs from the tokenizer's, the end token aside."""
-    texts = [(record.text, record.timing.completion_tokens) for record in told if record.text is not None]
-    if counter.unit != "tokens" or not texts:
+    if not len(differences):
         return None
-    differences = np.asarray([(usage or 0) - counter.count(text or "") for text, usage in texts])
     return {
-        "n": len(texts),
+        "n": len(differences),
         "differ_share": float(np.mean((differences < 0) | (differences > 1))),
         "difference_mean": float(differences.mean()),
     }

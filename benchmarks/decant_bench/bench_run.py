@@ -1,12 +1,15 @@
 """One run against one endpoint: warm-up, the load, the client's own record, the server's timing."""
 
+import heapq
 import time
 from collections import Counter
-from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
+
+import numpy as np
 
 from decant.endpoint import Endpoint
 from decant.errors import EndpointError
@@ -15,23 +18,28 @@ from decant.wire_client import open_load_client, stamps_of
 from decant_bench.bench_config import BenchConfig
 from decant_bench.bench_processes import sending_processes
 from decant_bench.bench_share import ProcessRecord, Sender, Share, Warmup
+from decant_bench.columns import RequestColumns, read_columns
 from decant_bench.live import watching
+from decant_bench.measures import error_counts
 from decant_bench.pacing import HEAD_START_S
 from decant_bench.plan import Plan
-from decant_bench.records import REQUESTS_FILE, Record, RecordFile, read_records
+from decant_bench.records import REQUESTS_FILE, RecordFile, read_records
 from decant_bench.self_check import ClientRecord, LoopWatch
-from decant_bench.server_timing import SERVER_FILE, ServerRecord, fetch_server_timing
+from decant_bench.server_timing import MOST_RECORDS, SERVER_FILE, fetch_server_timing, server_json
 
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """What one run gave. `records` are in order of sending; `start_s` is when the schedule began."""
+    """What one run gave: its requests as numbers, while their records are in the folder.
 
-    records: Sequence[Record]
+    `start_s` is when the schedule began; `server` what the gateway recorded, joined with the requests.
+    """
+
+    requests: RequestColumns
     start_s: float
     started_at: datetime
     client: ClientRecord
-    server: dict[str, ServerRecord]
+    server: dict[str, Any] | None
     warmup: Counter[str]
 
 
@@ -42,21 +50,33 @@ async def run_load(config: BenchConfig, endpoint: Endpoint, plan: Plan, *, folde
     """
     started_at = datetime.now(UTC)
     start_s, own, warmup = await _load(config, endpoint, plan, folder)
-    records = sorted(read_records(folder / REQUESTS_FILE), key=lambda record: record.timing.actual_s)
-    _require_one(records, config.title)
-    server = await fetch_server_timing(endpoint, [r.timing.request_id for r in records if r.was_sent])
-    if server:
-        write_jsonl(folder / SERVER_FILE, (record.row for record in server.values()))
-    due = [record for record in records if record.was_sent and record.timing.intended_s is not None]
+    requests = read_columns(folder, plan.counter)
+    _require_one(requests, config.title)
+    due = requests.pick(requests.was_sent & ~np.isnan(requests.intended_s))
     client = ClientRecord(
         lags_s=own.lags_s,
-        schedule_errors_s=[record.schedule_error_s or 0.0 for record in due],
-        send_delays_s=[record.timing.send_delay_s for record in due],
+        schedule_errors_s=np.nan_to_num(due.schedule_error_s).tolist(),
+        send_delays_s=due.send_delay_s.tolist(),
         cpu_share=own.cpu_share,
         stamps=stamps_of(endpoint.base_url),
         processes=config.processes,
     )
-    return Outcome(records, start_s, started_at, client, server, warmup.outcomes)
+    server = await _joined(endpoint, folder)
+    return Outcome(requests, start_s, started_at, client, server, warmup.outcomes)
+
+
+async def _joined(endpoint: Endpoint, folder: Path) -> dict[str, Any] | None:
+    """What the gateway says of the last requests, kept in the folder and joined with what was measured."""
+    if not endpoint.description:
+        return None
+    sent = (
+        (r.timing.actual_s, r.timing.request_id) for r in read_records(folder / REQUESTS_FILE) if r.was_sent
+    )
+    last = [request_id for _, request_id in heapq.nlargest(MOST_RECORDS, sent)]
+    server = await fetch_server_timing(endpoint, last)
+    if server:
+        write_jsonl(folder / SERVER_FILE, (record.row for record in server.values()))
+    return server_json((record.timing for record in read_records(folder / REQUESTS_FILE)), server)
 
 
 async def _load(
@@ -90,15 +110,13 @@ def _require_warm(warmup: Warmup, title: str) -> None:
         )
 
 
-def _require_one(records: Sequence[Record], title: str) -> None:
-    if any(record.timing.ok for record in records):
+def _require_one(requests: RequestColumns, title: str) -> None:
+    if requests.ok.any():
         return
-    first = next((record.error for record in records if record.error), "the run ended before it was sent")
+    counts = error_counts(requests)
+    kinds = ", ".join(f"{kind} {found['n']}" for kind, found in counts.items())
+    words = next((found["example"] for found in counts.values() if found["example"]), None)
     raise EndpointError(
-        f"{title}: none of {len(records)} requests completed: {_kinds(records)}; the first: {first}"
+        f"{title}: none of {len(requests)} requests completed: {kinds};"
+        f" the first: {words or 'the run ended before it was sent'}"
     )
-
-
-def _kinds(records: Sequence[Record]) -> str:
-    kinds = Counter(record.timing.error_kind for record in records if record.timing.error_kind)
-    return ", ".join(f"{kind} {n}" for kind, n in kinds.most_common())

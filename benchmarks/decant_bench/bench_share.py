@@ -97,6 +97,7 @@ class Sender:
                     await self._send_open(conversations, offsets_s, start_s)
         finally:
             self._wake_collector()
+            self._clock.close()
         return ProcessRecord(self.watch.lags_s, self.watch.cpu_share)
 
     async def _send_closed(self, conversations: Sequence[Conversation], start_s: float) -> None:

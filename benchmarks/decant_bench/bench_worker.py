@@ -23,6 +23,7 @@ from decant_bench.bench_config import BenchConfig
 from decant_bench.bench_share import Sender, Share, Warmup
 from decant_bench.conversation_file import ConversationFile
 from decant_bench.driver import Counters
+from decant_bench.event_loop import run_measuring
 from decant_bench.records import RecordFile
 from decant_bench.workload import Conversation
 
@@ -126,7 +127,7 @@ def _say(values: dict[str, Any]) -> None:
 def main() -> int:
     """Does the job on the standard input."""
     try:
-        asyncio.run(work(read_job(sys.stdin.readline())))
+        run_measuring(work(read_job(sys.stdin.readline())))
     except ApiError as error:
         _say({"failed": str(error)})
         return 2

@@ -1,12 +1,11 @@
 """`decant bench calibrate`: the benchmark's own error, measured on delays that are known.
 
-The scripted engine answers on a port of its own, or is served like any model (`through` the gateway); each
-request's first token and each gap after it are compared with what the script says. What is shown is all that
-lies between the script and the number: the engine's timers, the gateway, the sockets and the client. The
-engine says how late it was itself; the gateway's stamps split off what lies before it.
+The scripted engine answers on a port of its own, or is served like any model (`through` the gateway). Each
+request's first token and each gap after it are compared with what the script says, which holds all that lies
+between script and number: the engine's timers, the gateway, the sockets and the client; and, request by
+request, with the engine's or the gateway's own stamps, which leaves the client and the sockets.
 """
 
-import asyncio
 import sys
 from collections.abc import Mapping, Sequence
 from contextlib import AsyncExitStack
@@ -24,7 +23,15 @@ from decant.timing import RequestTiming, percentile
 from decant_bench.bench import bench
 from decant_bench.bench_config import BenchConfig, LengthConfig, WorkloadConfig
 from decant_bench.bench_result import read_bench
-from decant_bench.scripted_engine import MODEL, Lateness, ScriptedEngine, scripted_engine
+from decant_bench.event_loop import run_measuring
+from decant_bench.scripted_engine import (
+    MODEL,
+    Lateness,
+    ScriptedEngine,
+    SentAnswer,
+    lateness_of,
+    scripted_engine,
+)
 from decant_bench.self_check import InvalidRun
 from decant_bench.server_timing import SERVER_FILE, read_server_timing
 
@@ -69,7 +76,7 @@ class ErrorRow:
 def run(config: CalibrateConfig) -> None:
     """Prints the table and writes it; InvalidRun when the client was too slow at some number of streams."""
     config.output.mkdir(parents=True, exist_ok=True)
-    rows, doubts = asyncio.run(_calibrate(config))
+    rows, doubts = run_measuring(_calibrate(config))
     document = {
         "format_version": 1,
         "rows": [_row_json(row) for row in rows],
@@ -96,15 +103,15 @@ def error_rows(
     config: CalibrateConfig,
     streams: int,
     timings: Sequence[RequestTiming],
-    server: Mapping[str, RequestTiming],
+    stamped: Mapping[str, RequestTiming],
 ) -> list[ErrorRow]:
-    """Measured minus true: against the script, and against the gateway where it recorded the request."""
+    """Measured minus true: against the script, and against who stamped its answers, by request id."""
     done = [timing for timing in timings if timing.ok and timing.ttft_s is not None]
     rows = [
         _row(streams, "ttft", "script", [(t.ttft_s or 0.0) - config.ttft_s for t in done]),
         _row(streams, "itl", "script", [gap - config.gap_s for t in done for gap in t.chunk_gaps_s]),
     ]
-    pairs = [(t, server[t.request_id]) for t in done if t.request_id in server]
+    pairs = [(t, stamped[t.request_id]) for t in done if t.request_id in stamped]
     first = [(t.ttft_s or 0.0) - s.ttft_s for t, s in pairs if s.ttft_s is not None]
     gaps = [
         mine - theirs
@@ -112,8 +119,22 @@ def error_rows(
         if len(t.chunk_gaps_s) == len(s.chunk_gaps_s)
         for mine, theirs in zip(t.chunk_gaps_s, s.chunk_gaps_s, strict=True)
     ]
-    rows += [_row(streams, "ttft", "gateway", first), _row(streams, "itl", "gateway", gaps)]
+    rows += [_row(streams, "ttft", config.through, first), _row(streams, "itl", config.through, gaps)]
     return [row for row in rows if row is not None]
+
+
+def own_timings(answers: Sequence[SentAnswer]) -> dict[str, RequestTiming]:
+    """What the engine stamped, in the words of a client."""
+    return {
+        each.request_id: RequestTiming(
+            request_id=each.request_id,
+            actual_s=each.arrived_s,
+            ttft_s=each.ttft_s,
+            e2e_s=each.sent_s[-1] - each.arrived_s,
+            chunk_times_s=tuple(at_s - each.arrived_s for at_s in each.sent_s),
+        )
+        for each in answers
+    }
 
 
 def calibration_text(config: CalibrateConfig, rows: Sequence[ErrorRow]) -> str:
@@ -144,10 +165,12 @@ async def _calibrate(config: CalibrateConfig) -> tuple[list[ErrorRow], dict[str,
             load = _load(config, endpoint_config, streams)
             result = await bench(load, endpoint)
             timings = read_bench(load.output).timings
-            server = read_server_timing(load.output / SERVER_FILE)
-            rows += error_rows(config, streams, timings, server)
-            if engine is not None:
-                rows += _own_rows(streams, engine.lateness())
+            if engine is None:
+                rows += error_rows(config, streams, timings, read_server_timing(load.output / SERVER_FILE))
+            else:
+                sent = engine.sent()
+                rows += error_rows(config, streams, timings, own_timings(sent))
+                rows += _own_rows(streams, lateness_of(sent))
             if not result.valid:
                 doubts[str(streams)] = list(result.doubts)
     return rows, doubts

@@ -89,7 +89,7 @@ def compare(before: BenchFolder, after: BenchFolder, *, margin: float, seed: int
 
     The confidence is split over the rows (Bonferroni), so that all verdicts hold together at 95 %.
     """
-    first, second = series_of(before.timings), series_of(after.timings)
+    first, second = series_of(before.requests), series_of(after.requests)
     shown: list[tuple[str, list[float]]] = []
     for name in _measures(before.result, after.result):
         n = min(len(first[name].values), len(second[name].values))

@@ -5,7 +5,6 @@ that the cost per request is counted from. Nothing is written before the end: la
 mix, so an interrupted replay is replayed anew.
 """
 
-import asyncio
 from collections import Counter
 from collections.abc import Sequence
 from contextlib import AsyncExitStack
@@ -25,6 +24,7 @@ from decant.progress import Progress
 from decant.task import Message, TaskConfig
 from decant.timing import RequestTiming, summarize
 from decant.wire_client import open_load_client
+from decant_bench.event_loop import run_measuring
 from decant_bench.latency import latency_summaries
 from decant_bench.load import Arrival, arrival_offsets_s
 from decant_bench.predictions import (
@@ -108,7 +108,7 @@ CONFIG = EvalConfig
 def run(config: EvalConfig) -> None:
     """Replays, writes the prediction folder and prints what came out."""
     questions = read_questions(config.data, task=config.task, limit=config.limit)
-    replayed = asyncio.run(_replay(config, questions))
+    replayed = run_measuring(_replay(config, questions))
     if not any(exchange.completion for exchange in replayed.measured):
         n, first = len(replayed.measured), replayed.measured[0].error
         raise EndpointError(f"{config.stage}: none of {n} requests completed; the first: {first}")

@@ -5,7 +5,6 @@ the block, with prompts that neither has seen. What drifts over the run, such as
 neighbours, meets both alike, and the intervals draw whole blocks, the same for both.
 """
 
-import asyncio
 import sys
 from collections.abc import Sequence
 from contextlib import AsyncExitStack
@@ -25,6 +24,7 @@ from decant_bench.bench import bench
 from decant_bench.bench_config import BenchConfig
 from decant_bench.bench_result import BenchFolder, read_bench
 from decant_bench.compare import MEASURES, PERCENTILES, RatioRow, confidence_of, ratio_rows, ratio_table
+from decant_bench.event_loop import run_measuring
 from decant_bench.measures import Series, series_of
 from decant_bench.self_check import InvalidRun
 
@@ -61,7 +61,7 @@ class Block:
 def run(config: InterleaveConfig) -> None:
     """Runs the blocks, prints the comparison and writes it; InvalidRun when a block is not valid."""
     config.output.mkdir(parents=True, exist_ok=True)
-    blocks = asyncio.run(_blocks(config))
+    blocks = run_measuring(_blocks(config))
     rows = compare_blocks(blocks, margin=config.margin, seed=config.seed)
     doubts = [
         f"block {number}, {side}: {doubt}"
@@ -114,7 +114,7 @@ def compare_blocks(blocks: Sequence[Block], *, margin: float, seed: int) -> list
 
 
 def _paired(blocks: Sequence[Block], name: str) -> tuple[Series, Series]:
-    found = [{side: series_of(block.runs[side].timings)[name].values for side in _SIDES} for block in blocks]
+    found = [{side: series_of(block.runs[side].requests)[name].values for side in _SIDES} for block in blocks]
     kept = [number for number, each in enumerate(found) if all(len(each[side]) for side in _SIDES)]
 
     def series(side: Side) -> Series:

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 
 from decant.timing import RequestTiming, Summary, summarize
+from decant_bench.columns import RequestColumns
 from decant_bench.measures import series_of
 
 _SHOWN = ("ttft_response_s", "ttft_service_s", "e2e_response_s", "e2e_service_s", "tpot_s")
@@ -10,5 +11,5 @@ _SHOWN = ("ttft_response_s", "ttft_service_s", "e2e_response_s", "e2e_service_s"
 
 def latency_summaries(timings: Sequence[RequestTiming]) -> dict[str, Summary]:
     """Percentiles over the completed requests, in seconds; failed ones have no latency, they are counted."""
-    series = series_of(timings)
+    series = series_of(RequestColumns.of_timings(timings))
     return {name: summarize(series[name].values.tolist()) for name in _SHOWN}

@@ -8,11 +8,11 @@ import time
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from typing import Protocol, TypeVar
 
+from decant.timer import Timer
+
 T = TypeVar("T")
 
 HEAD_START_S = 0.02
-# asyncio rounds timers up to the next millisecond; the last one is waited out turn by turn.
-_SPIN_S = 0.001
 
 
 class Clock(Protocol):
@@ -28,20 +28,28 @@ class Clock(Protocol):
 
 
 class MonotonicClock:
-    """`time.perf_counter`, waited for to a few microseconds."""
+    """`time.perf_counter`, waited for to some tens of microseconds; to be closed by who slept on it."""
+
+    def __init__(self) -> None:
+        self._timer: Timer | None = None
 
     def now_s(self) -> float:
         """Seconds of `time.perf_counter`, which the client's stamps use too."""
         return time.perf_counter()
 
     async def sleep_until(self, due_s: float) -> None:
-        """Sleeps, then gives way turn by turn for the last millisecond."""
-        remaining_s = due_s - time.perf_counter()
-        if remaining_s > _SPIN_S:
-            await asyncio.sleep(remaining_s - _SPIN_S)
-        # Nothing sets an event at a point in time more finely than the timer above.
-        while time.perf_counter() < due_s:  # noqa: ASYNC110
-            await asyncio.sleep(0)
+        """Sleeps on a timer that is finer than the event loop's own."""
+        if due_s <= time.perf_counter():
+            return
+        if self._timer is None:
+            self._timer = Timer()
+        await self._timer.sleep_until(due_s)
+
+    def close(self) -> None:
+        """Lets the timer go."""
+        if self._timer is not None:
+            self._timer.close()
+            self._timer = None
 
 
 async def send_open(

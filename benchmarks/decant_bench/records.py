@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, Literal
 
-from decant.dataset import read_good_rows
+from decant.dataset import BadRow, read_rows
 from decant.errors import DataError
 from decant.timing import RequestTiming
 
@@ -16,7 +16,8 @@ OwnKind = Literal["unfinished", "unsent", "turn_skipped"]
 """What became of a request that the endpoint never failed: the run ended, before or after it was sent, or an
 earlier turn of its conversation failed."""
 
-_NEVER_SENT: frozenset[str] = frozenset({"unsent", "turn_skipped"})
+NEVER_SENT: frozenset[str] = frozenset({"unsent", "turn_skipped"})
+"""The kinds of request that were offered and never left."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -38,7 +39,7 @@ class Record:
     @property
     def was_sent(self) -> bool:
         """Whether it ever left."""
-        return self.timing.error_kind not in _NEVER_SENT
+        return self.timing.error_kind not in NEVER_SENT
 
     def to_dict(self) -> dict[str, Any]:
         """The record as JSON values: the timing's fields and its own."""
@@ -68,8 +69,10 @@ class RecordFile:
 
 
 def read_records(path: Path) -> Iterator[Record]:
-    """The records of a run; DataError names a line that is none."""
-    for row in read_good_rows(path, required=("index", "turn", "request_id", "actual_s")):
+    """The records of a run one by one, as they ended; DataError names a line that is none."""
+    for row in read_rows(path, required=("index", "turn", "request_id", "actual_s")):
+        if isinstance(row, BadRow):
+            raise DataError(f"{path}:{row.line}: {row.reason}")
         try:
             yield Record(
                 index=row.fields["index"],

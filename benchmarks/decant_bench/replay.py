@@ -6,6 +6,7 @@ time at which it was due.
 
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -54,13 +55,14 @@ async def replay_open(
     client: ChatClient, requests: Sequence[ReplayRequest], offsets_s: Sequence[float], *, on_done: OnDone
 ) -> list[Exchange]:
     """Sends each request at its offset, whatever became of those before it; results in request order."""
-    clock, results = MonotonicClock(), dict[int, Exchange]()
+    results: dict[int, Exchange] = {}
 
     async def send(index: int, due_s: float) -> None:
         results[index] = await _exchange(client, requests[index], due_s, on_done)
 
-    start_s = clock.now_s() + HEAD_START_S
-    await send_open(range(len(requests)), offsets_s, send, clock=clock, start_s=start_s)
+    with closing(MonotonicClock()) as clock:
+        start_s = clock.now_s() + HEAD_START_S
+        await send_open(range(len(requests)), offsets_s, send, clock=clock, start_s=start_s)
     return [results[index] for index in range(len(requests))]
 
 

@@ -1,4 +1,4 @@
-"""The scripted engine on a port of its own: known delays, and its word on how well it kept them."""
+"""The scripted engine on a port of its own: known delays, and its own stamps of how it kept them."""
 
 import json
 import socket
@@ -7,26 +7,62 @@ import sys
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Generator
+from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 
 from decant.errors import EndpointError
 from decant.processes import end_with_parent
+from decant.timing import percentile
 
 MODEL = "scripted"
 _START_LIMIT_S = 60.0
 
 
 @dataclass(frozen=True, slots=True)
+class SentAnswer:
+    """One streamed answer as the engine sent it, on `time.perf_counter`: the truth about its delays.
+
+    `arrived_s` is the kernel's stamp of the request, `due_s` when the script wanted each token out and
+    `sent_s` when it went. `request_id` is empty where the client gave none.
+    """
+
+    request_id: str
+    arrived_s: float
+    due_s: tuple[float, ...]
+    sent_s: tuple[float, ...]
+
+    @property
+    def ttft_s(self) -> float:
+        """From the request's arrival to the first token's send."""
+        return self.sent_s[0] - self.arrived_s
+
+    @property
+    def gaps_s(self) -> tuple[float, ...]:
+        """Between the sends of neighbouring tokens."""
+        return tuple(b - a for a, b in pairwise(self.sent_s))
+
+
+@dataclass(frozen=True, slots=True)
 class Lateness:
-    """How late the engine itself was with its events, in seconds; None when it sent none."""
+    """How late the engine itself was with its tokens, in seconds; None when it sent none."""
 
     n: int
     p50_s: float | None
     p99_s: float | None
     max_s: float | None
+
+
+def lateness_of(answers: Sequence[SentAnswer]) -> Lateness:
+    """How late these answers' tokens went."""
+    late_s = sorted(
+        sent_s - due_s for each in answers for sent_s, due_s in zip(each.sent_s, each.due_s, strict=True)
+    )
+    if not late_s:
+        return Lateness(0, None, None, None)
+    return Lateness(len(late_s), percentile(late_s, 50), percentile(late_s, 99), late_s[-1])
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,10 +71,13 @@ class ScriptedEngine:
 
     address: str
 
-    def lateness(self) -> Lateness:
-        """Since it was last asked."""
-        found = json.loads(_get(f"{self.address}/lateness"))
-        return Lateness(found["n"], found["p50_s"], found["p99_s"], found["max_s"])
+    def sent(self) -> list[SentAnswer]:
+        """The streamed answers that had a token, since it was last asked, by arrival; at most 20,000."""
+        rows = json.loads(_get(f"{self.address}/sent"))
+        answers = [
+            SentAnswer(r["request_id"], r["arrived_s"], tuple(r["due_s"]), tuple(r["sent_s"])) for r in rows
+        ]
+        return sorted((each for each in answers if each.sent_s), key=lambda answer: answer.arrived_s)
 
 
 @contextmanager

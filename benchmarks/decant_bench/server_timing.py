@@ -15,8 +15,9 @@ from decant.timing import RequestTiming, percentile, summarize
 
 SERVER_FILE = "server.jsonl"
 
-# The gateway keeps the last 2000 records.
-_MOST_RECORDS = 2000
+MOST_RECORDS = 2000
+"""How many the gateway keeps, the last ones."""
+
 _AT_ONCE = 16
 _LIMIT_S = 10.0
 
@@ -33,12 +34,12 @@ class ServerRecord:
 
 
 async def fetch_server_timing(endpoint: Endpoint, request_ids: Sequence[str]) -> dict[str, ServerRecord]:
-    """The gateway's records of the last requests; empty for an endpoint that is not ours."""
+    """The gateway's records of these requests; empty for an endpoint that is not ours."""
     if not endpoint.description:
         return {}
     limits = httpx.Limits(max_connections=_AT_ONCE)
     async with httpx.AsyncClient(base_url=endpoint.base_url, timeout=_LIMIT_S, limits=limits) as client:
-        found = await asyncio.gather(*(_fetch(client, each) for each in request_ids[-_MOST_RECORDS:]))
+        found = await asyncio.gather(*(_fetch(client, each) for each in request_ids))
     return {record.timing.request_id: record for record in found if record is not None}
 
 
@@ -76,13 +77,18 @@ def server_json(
     """The split over all joined requests; None where nothing could be joined."""
     if not records:
         return None
-    done = [timing for timing in timings if timing.ok]
-    joined = [(timing, records[timing.request_id]) for timing in done if timing.request_id in records]
+    joined: list[tuple[RequestTiming, ServerRecord]] = []
+    missing = 0
+    for timing in timings:
+        if timing.ok and timing.request_id in records:
+            joined.append((timing, records[timing.request_id]))
+        else:
+            missing += timing.ok
     parts = [split_ttft_s(timing, record) for timing, record in joined]
     names = list(dict.fromkeys(name for part in parts for name in part))
     return {
         "joined": len(joined),
-        "missing": len(done) - len(joined),
+        "missing": missing,
         "ttft_parts": {name: summarize([p[name] for p in parts if name in p]) for name in names},
         "ranks": rank_parts(record for _, record in joined),
     }

@@ -1,9 +1,10 @@
 """The steady part of a run: without the time in which caches, queues and clocks settle, or a run empties."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+
+from decant_bench.columns import Floats
 
 _BATCH = 5
 _LEAST_BATCHES = 12
@@ -23,7 +24,7 @@ class SteadyWindow:
     reason: str = ""
 
 
-def steady_window(latencies_s: Sequence[float]) -> SteadyWindow:
+def steady_window(latencies_s: Floats) -> SteadyWindow:
     """The window of MSER-5 from both ends.
 
     Cuts as many batches of five as make the standard error of the remaining mean smallest, at most half of
@@ -39,10 +40,10 @@ def steady_window(latencies_s: Sequence[float]) -> SteadyWindow:
     return SteadyWindow(head, n - tail, found=True)
 
 
-def _cut(latencies_s: Sequence[float]) -> int | None:
+def _cut(latencies_s: Floats) -> int | None:
     """How many requests to cut at the start; None when it would be half of them or more."""
     batches = len(latencies_s) // _BATCH
-    means = np.asarray(latencies_s[: batches * _BATCH]).reshape(batches, _BATCH).mean(axis=1)
+    means = latencies_s[: batches * _BATCH].reshape(batches, _BATCH).mean(axis=1)
     half = batches // 2
     errors = [float(means[cut:].var() / (batches - cut)) for cut in range(half + 1)]
     best = int(np.argmin(errors))

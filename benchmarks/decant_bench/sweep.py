@@ -1,6 +1,5 @@
 """`decant bench sweep`: the highest rate at which enough of the offered requests keep the objectives."""
 
-import asyncio
 import csv
 import math
 import sys
@@ -18,6 +17,7 @@ from decant.hardware import provenance
 from decant_bench.bench import REPORT_FILE, bench
 from decant_bench.bench_config import BenchConfig
 from decant_bench.bench_result import BenchResult
+from decant_bench.event_loop import run_measuring
 
 SWEEP_FILE, SWEEP_CSV = "sweep.json", "sweep.csv"
 
@@ -70,7 +70,7 @@ def run(config: SweepConfig) -> None:
     """Runs the search, writes sweep.json, sweep.csv and report.html, prints a line per step."""
     config.output.mkdir(parents=True, exist_ok=True)
     steps: list[Step] = []
-    found = asyncio.run(_sweep(config, steps))
+    found = run_measuring(_sweep(config, steps))
     _write(config, steps, found)
     sys.stdout.write(f"{sweep_text(config, steps, found)}\n  written to {config.output}\n")
 

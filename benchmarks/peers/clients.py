@@ -6,14 +6,17 @@ records that it writes itself. Formats as written by decant, vLLM 0.32, guidellm
 
 import json
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from decant.errors import DecantError
+from decant.processes import end_with_parent
 
 ROUTE = "/v1/completions"
 """Completions, for a chat begins with an event without text, which some clients count as the first token."""
@@ -28,7 +31,7 @@ _VLLM = (
 
 
 class PeerError(DecantError):
-    """A client that did not run, or left records that cannot be read."""
+    """A client that did not run, was not done in time, or left records that cannot be read."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,21 +79,37 @@ def run_client(client: Client, load: Load, folder: Path, *, limit_s: float) -> l
     log = folder / "client.log"
     command = list(client.command(load, folder))
     environment = {name: value for name, value in os.environ.items() if name not in client.without}
-    with log.open("wb") as output:
-        try:
-            done = subprocess.run(
-                command, stdout=output, stderr=output, env=environment, timeout=limit_s, check=False
-            )
-        except subprocess.TimeoutExpired:
-            raise PeerError(f"{client.name}: not done after {limit_s:.0f} s; see {log}") from None
-        except OSError as error:
-            raise PeerError(f"{client.name}: {command[0]}: {error.strerror}") from None
-    if done.returncode not in (0, 3):
-        raise PeerError(f"{client.name}: exit code {done.returncode}; see {log}")
+    try:
+        code = _exit_code(command, environment, log, limit_s=limit_s)
+    except subprocess.TimeoutExpired:
+        raise PeerError(f"{client.name}: not done after {limit_s:.0f} s; see {log}") from None
+    except OSError as error:
+        raise PeerError(f"{client.name}: {command[0]}: {error.strerror}") from None
+    if code not in (0, 3):
+        raise PeerError(f"{client.name}: exit code {code}; see {log}")
     try:
         return sorted(client.read(folder), key=lambda call: call.start_s)
     except (OSError, KeyError, ValueError, TypeError, IndexError) as error:
         raise PeerError(f"{client.name}: cannot read its records ({error!r}); see {log}") from None
+
+
+def _exit_code(command: Sequence[str], environment: dict[str, str], log: Path, *, limit_s: float) -> int:
+    with log.open("wb") as output:
+        process = subprocess.Popen(
+            command,
+            stdout=output,
+            stderr=output,
+            env=environment,
+            start_new_session=True,
+            preexec_fn=end_with_parent(),  # noqa: PLW1509 - no locks are held
+        )
+        try:
+            return process.wait(limit_s)
+        finally:
+            # A client that is given up has processes of its own, which would load the next one's machine.
+            with suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
 
 
 def decant(processes: int) -> Client:

@@ -11,8 +11,8 @@ _HEAD = (
     " | engine p50 / p99 |"
 )
 _RULE = (
-    "A rate holds when all requests complete, 99 % of it is offered by the client's own start times, and"
-    " the p99 of the time to first token is within a tenth of the truth. The same rule for all."
+    "A rate holds when all requests complete, 99 % of it is offered by the client's own start times, and the"
+    " p99 of the time to first token is within 10 ms of the true one. The same rule for all."
 )
 
 
@@ -21,6 +21,7 @@ def markdown(
     best: Mapping[str, float | None],
     steps: Sequence[RateStep],
     *,
+    failures: Sequence[str],
     truth: Truth,
     provenance: Mapping[str, Any],
 ) -> str:
@@ -28,20 +29,36 @@ def markdown(
     machine = provenance["hardware"]
     said = (
         f"Scripted: first token {1000 * truth.ttft_s:g} ms, gap {1000 * truth.gap_s:g} ms, {truth.tokens}"
-        " tokens. One engine process on loopback, the clients one after the other; percentiles of what each"
-        " recorded minus the truth, in ms, without each stream's first request. In bold: nearest to zero."
-        " Engine: how late it was itself with its events. guidellm keeps only the mean gap of a request."
+        " tokens. One engine process on loopback, the clients one after the other. Each percentile of what a"
+        " client recorded minus the true one, in ms, without each stream's first request; true is what the"
+        " engine stamped, from the request's arrival by the kernel to each token's send. In bold: nearest to"
+        " zero."
+        " Engine: how late it was itself with its tokens. guidellm keeps only the mean gap of a request."
     )
     lines = ["# Benchmark clients on known delays", "", said, "", *_error_table(rows), ""]
     lines += ["## The highest rate at which a client holds", "", *_rate_table(best, steps), ""]
+    lines += [_RULE, "", *(f"- not got through: {failure}" for failure in failures)]
     lines += [
-        _RULE,
-        "",
         f"- machine: {machine['cpu']}, {machine['cores']} cores, {machine['memory_gib']} GiB",
         f"- commit {provenance['commit']}, command `{provenance['command']}`",
         f"- clients: {', '.join(f'{name} {version}' for name, version in provenance['clients'].items())}",
     ]
     return "\n".join(lines) + "\n"
+
+
+def error_text(row: ErrorRow) -> str:
+    """A row in one line, as it comes."""
+    ttft, gap = (row.ttft_p50_s, row.ttft_p99_s), (row.mean_gap_p50_s, row.mean_gap_p99_s)
+    shown = ", ".join(
+        f"{name} {1000 * p50:+.3f} / {1000 * p99:+.3f}"
+        for name, (p50, p99) in (("ttft", ttft), ("mean gap", gap))
+    )
+    return f"peers: {row.streams:>4} streams, {row.client}: p50 / p99 off by, in ms: {shown}\n"
+
+
+def rate_text(step: RateStep) -> str:
+    """A step in one line, as it comes."""
+    return f"peers: {step.asked:>6.0f}/s, {step.client}: {step.why_not or 'holds'}\n"
 
 
 def _error_table(rows: Sequence[ErrorRow]) -> list[str]:

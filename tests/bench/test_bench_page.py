@@ -1,13 +1,16 @@
 import re
+import xml.etree.ElementTree as ET
 from typing import Any
 
 from decant.timing import RequestTiming
 from decant_bench.bench_html import bench_page
 from decant_bench.bench_plots import flight_plot, parts_plot, ranks_plot, time_plot
 from decant_bench.bench_text import percentile_text, result_text
+from decant_bench.columns import RequestColumns
 from decant_bench.measures import error_counts, latency_json, throughput
 from decant_bench.records import Record
 from decant_bench.server_timing import ServerRecord, rank_parts
+from overload import standalone
 from tests.bench.bench_runs import run_result
 
 
@@ -31,17 +34,20 @@ def records(n: int = 90, *, failed: int = 2) -> list[Record]:
     ]
 
 
+def columns(n: int = 90) -> RequestColumns:
+    return RequestColumns.of(records(n))
+
+
 def result(**changes: Any) -> Any:
-    shown = records()
-    timings = [record.timing for record in shown]
-    latency = latency_json(timings, seed=0)
+    shown = columns()
+    latency = latency_json(shown, seed=0)
     steady = {"found": False, "reason": "too short", "from_s": 0.0, "to_s": 1.0, "n": 9, "latency": latency}
     base = run_result("night <load>", n=90, failed=2)
     known: dict[str, Any] = {
         "endpoint": {"model": "m", "engine": "scripted"},
         "load": {**base.load, "source": None},
         "latency": latency,
-        "throughput": throughput(timings),
+        "throughput": throughput(shown),
         "errors": error_counts(shown),
         "steady": steady,
         "client": {
@@ -57,7 +63,7 @@ def result(**changes: Any) -> Any:
 
 
 def test_the_page_stands_alone_and_escapes_what_others_wrote() -> None:
-    html = bench_page(result(), records())
+    html = bench_page(result(), columns())
 
     assert "night &lt;load&gt;" in html
     assert "refused &lt;here&gt;" in html
@@ -66,8 +72,8 @@ def test_the_page_stands_alone_and_escapes_what_others_wrote() -> None:
 
 
 def test_the_page_says_first_whether_the_run_holds() -> None:
-    assert "Valid: the client kept up" in bench_page(result(), records())
-    doubted = bench_page(result(valid=False, doubts=("the loop lagged",)), records())
+    assert "Valid: the client kept up" in bench_page(result(), columns())
+    doubted = bench_page(result(valid=False, doubts=("the loop lagged",)), columns())
     assert "Not valid" in doubted
     assert "the loop lagged" in doubted
 
@@ -83,12 +89,13 @@ def test_the_text_shows_failures_percentiles_and_why_one_is_withheld() -> None:
 
 
 def test_plots_of_nothing_are_empty() -> None:
-    assert time_plot([], None) == flight_plot([]) == parts_plot(None) == ""
+    none = RequestColumns.of([])
+    assert time_plot(none, None) == flight_plot(none) == parts_plot(None) == ""
 
 
 def test_the_flight_plot_names_its_peak() -> None:
     at_once = [RequestTiming(request_id="r", actual_s=0.1 * i, e2e_s=0.25) for i in range(5)]
-    assert "at most 3 in flight" in flight_plot(at_once)
+    assert "at most 3 in flight" in flight_plot(RequestColumns.of_timings(at_once))
 
 
 def test_the_parts_of_the_first_token_are_bars_with_their_medians() -> None:
@@ -120,4 +127,24 @@ def test_where_server_and_tokenizer_count_otherwise_it_is_said_in_both_views() -
     said = "in 25.0% of 88 answers the tokenizer counts otherwise than the server, which counts +1.50"
 
     assert said in result_text(result(tokens=tokens, goodput=None))
-    assert said in bench_page(result(tokens=tokens), records())
+    assert said in bench_page(result(tokens=tokens), columns())
+
+
+def test_a_long_run_makes_no_longer_page_and_keeps_its_slowest_requests() -> None:
+    many = [timing_at(0.01 * place, 9.0 if place == 4_321 else 0.1) for place in range(8_000)]
+    plot = time_plot(RequestColumns.of_timings(many), None)
+    pages = [len(bench_page(result(), RequestColumns.of_timings(many[:n]))) for n in (2_000, 8_000)]
+
+    assert "9 s" in plot or "10 s" in plot
+    assert plot.count('class="dot"') <= 2 * 1600
+    assert pages[1] < 1.5 * pages[0], "four times the requests"
+
+
+def test_a_plot_of_the_report_can_be_a_file_of_its_own() -> None:
+    drawn = ET.fromstring(standalone(time_plot(columns(), None)))
+    assert drawn.tag == "{http://www.w3.org/2000/svg}svg"
+    assert drawn.findall(".//{*}circle")
+
+
+def timing_at(at_s: float, e2e_s: float) -> RequestTiming:
+    return RequestTiming(request_id="r", actual_s=at_s, ttft_s=0.05, e2e_s=e2e_s, completion_tokens=5)

@@ -27,7 +27,7 @@ def timing(*chunks_s: float, number: int = 0, **fields: Any) -> RequestTiming:
 
 
 def test_the_error_is_what_was_measured_minus_what_was_scripted(tmp_path: Path) -> None:
-    config = configure(tmp_path, ttft_s=0.2, gap_s=0.02, tokens=3)
+    config = configure(tmp_path, through="gateway", ttft_s=0.2, gap_s=0.02, tokens=3)
     measured = [timing(0.201, 0.221, 0.241), timing(0.205, 0.224, 0.244, number=1)]
     server = {"r0": timing(0.2005, 0.2205, 0.2405)}
 
@@ -102,14 +102,16 @@ async def test_another_servers_endpoint_is_not_asked_for_its_timing() -> None:
     assert await fetch_server_timing(Endpoint("http://127.0.0.1:9/v1", "m", None, {}, None), ["a"]) == {}
 
 
-def test_without_a_gateway_the_engine_says_how_late_it_was_itself(tmp_path: Path) -> None:
+def test_without_a_gateway_the_engine_stamps_each_answer_itself(tmp_path: Path) -> None:
     sizes = {"streams": [2], "requests_per_stream": 2, "least_requests": 4, "tokens": 3}
     config = configure(tmp_path, ttft_s=0.05, gap_s=0.01, error_share=1e6, **sizes)
     run(config)
     document = json.loads((config.output / "calibration.json").read_text(encoding="utf-8"))
     rows = {(row["delay"], row["against"]): row for row in document["rows"]}
 
-    assert set(rows) == {("ttft", "script"), ("itl", "script"), ("late", "engine")}
+    compared = {(delay, against) for delay in ("ttft", "itl") for against in ("script", "engine")}
+    assert set(rows) == {*compared, ("late", "engine")}
     assert rows["ttft", "script"]["p50_s"] > -1e-4, "nothing is measured before the engine sent it"
+    assert (rows["ttft", "engine"]["n"], rows["itl", "engine"]["n"]) == (4, 8), "joined request by request"
     result = json.loads((config.output / "streams-2/result.json").read_text(encoding="utf-8"))
     assert result["client"]["stamps"] == "kernel"

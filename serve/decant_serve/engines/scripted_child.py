@@ -17,24 +17,25 @@ from array import array
 from collections import deque
 from collections.abc import Callable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from pydantic import ValidationError
 
-from decant.timing import percentile
+from decant.timer import Timer
 from decant.wire import ChatRequest, CompletionRequest
 from decant_serve.answers import Answer, Choice, EngineTimings, Usage
 from decant_serve.calls import EMBEDDINGS_PATH, PATHS
 from decant_serve.calls import Route as RouteName
 from decant_serve.embeddings import EmbeddingRequest
 from decant_serve.engines.scripted import Script, ScriptedAnswer, read_script
-from decant_serve.engines.timed_http import LAST_CHUNK, Exchange, Timer, chunk, serve
+from decant_serve.engines.timed_http import LAST_CHUNK, Exchange, chunk, serve
 from decant_serve.openai_errors import ApiFault, refusal
 
 _CRASH_CODE = 70
+_MOST_SENT = 20_000
 _ROUTES: Mapping[str, RouteName] = {path: route for route, path in PATHS.items()}
 
 
@@ -45,6 +46,7 @@ class ScriptedApp:
         self._script = script
         self._model = model
         self._timer = Timer()
+        self._sent: deque[Sent] = deque(maxlen=_MOST_SENT)
         self._free = script.parallel
         self._waiting: deque[Playing] = deque()
 
@@ -84,6 +86,10 @@ class ScriptedApp:
         """Calls the step when it is due."""
         self._timer.at(due_s, step)
 
+    def remember(self, sent: "Sent") -> None:
+        """Keeps when an answer's tokens left."""
+        self._sent.append(sent)
+
     def left(self, playing: "Playing") -> None:
         """An answer has ended or its client is gone: its slot goes to the one that waits longest."""
         if playing in self._waiting:
@@ -109,18 +115,15 @@ class ScriptedApp:
         elif path == "/v1/models":
             listed = {"id": self._model, "object": "model", "created": 0, "owned_by": "decant"}
             exchange.answer(200, json.dumps({"object": "list", "data": [listed]}).encode())
-        elif path == "/lateness":
-            exchange.answer(200, json.dumps(self._lateness()).encode())
+        elif path == "/sent":
+            exchange.answer(200, json.dumps(self._told()).encode())
         else:
             exchange.answer(404, ApiFault(404, f"no such route: {path}").body())
 
-    def _lateness(self) -> dict[str, float | int | None]:
-        # How late it was itself since it was last asked: the part of an error that is not a client's.
-        late_s, self._timer.lateness_s = self._timer.lateness_s, array("d")
-        if not late_s:
-            return {"n": 0, "p50_s": None, "p99_s": None, "max_s": None}
-        p50, p99 = percentile(late_s, 50), percentile(late_s, 99)
-        return {"n": len(late_s), "p50_s": p50, "p99_s": p99, "max_s": max(late_s)}
+    def _told(self) -> list[dict[str, Any]]:
+        # What was sent since it was last asked: the truth that a client's stamps are compared with.
+        sent, self._sent = self._sent, deque(maxlen=_MOST_SENT)
+        return [asdict(each) for each in sent]
 
 
 def _read(route: RouteName, body: bytes) -> tuple[ChatRequest | CompletionRequest, str]:
@@ -145,6 +148,16 @@ def _direction(given: Any) -> list[float]:
     values = [byte - 127.5 for byte in digest]
     length = math.sqrt(sum(value * value for value in values))
     return [value / length for value in values]
+
+
+@dataclass(frozen=True, slots=True)
+class Sent:
+    """When a request arrived and its answer's tokens left, on `time.perf_counter`, and when they were due."""
+
+    request_id: str
+    arrived_s: float
+    due_s: tuple[float, ...]
+    sent_s: tuple[float, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -215,6 +228,7 @@ class Playing:
             self._app.at(taken_up_s + self._play.scripted.send_times_s()[-1], self._answer_whole)
             return
         self._events = self._play.events()
+        self._sent_s = array("d")
         self._exchange.send(self._exchange.begin("text/event-stream; charset=utf-8"))
         if opening := self._play.answer.opening(0):
             self._exchange.send(chunk(opening))
@@ -230,6 +244,7 @@ class Playing:
                 return
             self._next += 1
             if self._next < len(self._events) or self._play.scripted.end != "done":
+                self._sent_s.append(time.perf_counter())
                 self._exchange.send(chunk(event))
             else:
                 self._finish(chunk(event))
@@ -246,8 +261,18 @@ class Playing:
     def _finish(self, last: bytes) -> None:
         if not self._ended_early():
             end = self._play.end(self._waited_s, wants_usage=self._wants_usage)
-            self._exchange.end(last + chunk(end) + LAST_CHUNK)
+            content = last + chunk(end) + LAST_CHUNK
+            # Not before the end was made: what is stamped is the send.
+            self._sent_s.append(time.perf_counter())
+            self._exchange.end(content)
+            self._remember()
             self._leave()
+
+    def _remember(self) -> None:
+        request_id = self._exchange.request.headers.get("x-request-id", "")
+        # An answer without a token ends with an event of its own, which no token was due with.
+        due_s = tuple(self._taken_up_s + at_s for at_s, _ in self._events)
+        self._app.remember(Sent(request_id, self.arrived_s, due_s, tuple(self._sent_s[: len(due_s)])))
 
     def _ended_early(self) -> bool:
         end = self._play.scripted.end
@@ -270,9 +295,11 @@ class Playing:
 
 def main() -> None:
     """Serves the script named in the first argument until SIGTERM."""
+    import uvloop
+
     arguments = json.loads(sys.argv[1])
     with suppress(asyncio.CancelledError):
-        asyncio.run(_serve(arguments))
+        uvloop.run(_serve(arguments))
 
 
 async def _serve(arguments: Mapping[str, Any]) -> None:

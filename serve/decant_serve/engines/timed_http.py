@@ -1,17 +1,13 @@
 """A small HTTP/1.1 server whose answers leave at known times: what a benchmark's ruler is checked against.
 
-A request counts from when its last byte arrived by the kernel's stamp, and every event has a due time on
-one timer that is waited out to microseconds, so that a busy server is late by its sends alone.
+A request counts from when its last byte arrived by the kernel's stamp: a busy server is late by its sends
+alone.
 """
 
 import asyncio
-import heapq
 import socket
-import time
-from array import array
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from itertools import count
 
 import httptools
 
@@ -19,8 +15,6 @@ from decant.arrival import receive, stamp_arrivals
 
 _READ_BYTES = 256 * 1024
 _BACKLOG = 4096
-# asyncio rounds timers up to the next millisecond; the last one is waited out turn by turn.
-_SPIN_S = 0.0012
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,48 +27,6 @@ class TimedRequest:
     body: bytes
     arrived_s: float
     keeps_connection: bool
-
-
-class Timer:
-    """Calls back at points in time, a few microseconds late, and keeps how late each call was."""
-
-    def __init__(self) -> None:
-        self.lateness_s = array("d")
-        self._loop = asyncio.get_running_loop()
-        self._due: list[tuple[float, int, Callable[[], None]]] = []
-        self._number = count()
-        self._handle: asyncio.Handle | None = None
-        self._wakes_s = float("inf")
-
-    def at(self, due_s: float, call: Callable[[], None]) -> None:
-        """Calls at `due_s` of `time.perf_counter`, or in the next turn when it has passed."""
-        heapq.heappush(self._due, (due_s, next(self._number), call))
-        if due_s < self._wakes_s:
-            self._plan()
-
-    def _plan(self) -> None:
-        if self._handle is not None:
-            self._handle.cancel()
-            self._handle = None
-        self._wakes_s = float("inf")
-        if not self._due:
-            return
-        self._wakes_s = self._due[0][0]
-        left_s = self._wakes_s - time.perf_counter()
-        if left_s > _SPIN_S:
-            self._handle = self._loop.call_later(left_s - _SPIN_S, self._turn)
-        else:
-            self._handle = self._loop.call_soon(self._turn)
-
-    def _turn(self) -> None:
-        self._handle = None
-        # `at` must not plan while this runs: it plans once, at its end.
-        self._wakes_s = float("-inf")
-        while self._due and self._due[0][0] <= time.perf_counter():
-            due_s, _, call = heapq.heappop(self._due)
-            self.lateness_s.append(time.perf_counter() - due_s)
-            call()
-        self._plan()
 
 
 class Exchange:
