@@ -1,4 +1,4 @@
-"""`python -m gateway latency|generation`: what the gateway costs, and what others cost beside it.
+"""`python -m gateway latency|cpu|generation`: what the gateway costs, and what others cost beside it.
 
 Rounds take turns between the sides, so that what the machine does meanwhile hits all of them. Run it from
 `benchmarks/` on a machine that does nothing else.
@@ -14,8 +14,15 @@ from pathlib import Path
 from typing import Any
 
 from gateway.client import Address, Round, one_round
-from gateway.report import latency_row, rate_row, write
-from gateway.servers import gateway, litellm_proxy, llama_cpp_server, llamacpp_engine, scripted_engine
+from gateway.report import latency_row, rate_row, spread, write
+from gateway.servers import (
+    cpu_seconds,
+    gateway,
+    litellm_proxy,
+    llama_cpp_server,
+    llamacpp_engine,
+    scripted_engine,
+)
 
 _LIMIT_S = 120.0
 _USAGE = {"include_usage": True}
@@ -23,6 +30,13 @@ _USAGE = {"include_usage": True}
 _SCRIPT = {
     "answers": [
         {"match": "stream", "chunks": [" word"] * 21, "ttft_s": 0.05, "gaps_s": [0.01], "prompt_tokens": 8},
+        {"chunks": ["done"], "prompt_tokens": 8},
+    ]
+}
+# Sixteen events that each arrive by themselves.
+_PROMPT_SCRIPT = {
+    "answers": [
+        {"match": "stream", "chunks": [" word"] * 16, "ttft_s": 0.02, "gaps_s": [0.003], "prompt_tokens": 8},
         {"chunks": ["done"], "prompt_tokens": 8},
     ]
 }
@@ -74,6 +88,44 @@ def latency(asked: argparse.Namespace, folder: Path) -> None:
     )
 
 
+def cpu(asked: argparse.Namespace, folder: Path) -> None:
+    """CPU time of the gateway's own process per request; holds on a machine that does other things, too.
+
+    Takes about half a minute.
+    """
+    script = folder / "script.json"
+    script.write_text(json.dumps(_PROMPT_SCRIPT))
+    bodies = {
+        "stream of 16 events": chat("stream", stream=True, stream_options=_USAGE),
+        "short answer": chat("short"),
+    }
+    with gateway(script, "--parallel", "64", "--model-name", "scripted", folder=folder) as side:
+        costs_ms = {
+            kind: asyncio.run(_cpu_ms(side, [body] * asked.requests, asked.rounds, asked.streams))
+            for kind, body in bodies.items()
+        }
+    write(
+        asked.output,
+        "gateway-cpu",
+        title="CPU time of the gateway per request",
+        setup={"rounds": asked.rounds, "streams": asked.streams, "requests per round": asked.requests},
+        tables={"Gateway": [{"request": kind, "cpu_ms": spread(ms)} for kind, ms in costs_ms.items()]},
+    )
+
+
+async def _cpu_ms(side: Address, bodies: Sequence[dict[str, Any]], rounds: int, streams: int) -> list[float]:
+    """Milliseconds per request, round by round, after one that is thrown away."""
+    assert side.process_id is not None
+    costs_ms: list[float] = []
+    for _ in range(rounds + 1):
+        before_s = cpu_seconds(side.process_id)
+        done = await one_round(side, bodies, streams=streams, limit_s=_LIMIT_S)
+        if len(done.good) < len(bodies):
+            raise SystemExit(f"{len(bodies) - len(done.good)} requests failed")
+        costs_ms.append((cpu_seconds(side.process_id) - before_s) * 1000 / len(bodies))
+    return costs_ms[1:]
+
+
 def generation(asked: argparse.Namespace, folder: Path) -> None:
     """Tokens per second through the gateway, from its engine directly, and from llama_cpp.server."""
     model: Path = asked.model
@@ -109,18 +161,19 @@ def main() -> None:
     """Reads the command line."""
     parser = argparse.ArgumentParser(prog="python -m gateway", description=__doc__)
     kinds = parser.add_subparsers(required=True)
-    for name, run, requests in (("latency", latency, 320), ("generation", generation, 2)):
+    for name, run, requests in (("latency", latency, 320), ("cpu", cpu, 320), ("generation", generation, 2)):
         one = kinds.add_parser(name, help=run.__doc__)
         one.set_defaults(run=run)
         one.add_argument("--rounds", type=int, default=7)
         one.add_argument("--requests", type=int, default=requests, help="per round (generation: per client)")
         one.add_argument("--output", type=Path, default=Path("results"))
-        if run is latency:
+        if run is not generation:
             one.add_argument("--streams", type=int, default=16)
+        if run is latency:
             one.add_argument(
                 "--litellm-python", type=Path, help="Python of an environment with litellm[proxy]"
             )
-        else:
+        if run is generation:
             one.add_argument("model", type=Path, help="a GGUF file")
             one.add_argument("--threads", type=int, default=1)
             one.add_argument("--tokens", type=int, default=64)

@@ -15,12 +15,16 @@ _READ_BYTES = 65536
 
 @dataclass(frozen=True, slots=True)
 class Address:
-    """Where a server listens: a port of loopback, or a Unix socket. `model` is what it calls its model."""
+    """Where a server listens: a port of loopback, or a Unix socket. `model` is what it calls its model.
+
+    `process_id` is that of the process that answers.
+    """
 
     model: str
     port: int | None = None
     socket: str | None = None
     key: str = "none"
+    process_id: int | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,7 +17,7 @@ async def write_found(found: Found, call: Call, exchange: Exchange, reply: Reply
     answer = Answer("chat", call.body["model"])
     if call.streams:
         passed = reply.voice.stream(exchange.passage.take(_events(answer, found), now_s))
-        await reply.write(passed)
+        reply.hold(passed)
     else:
         reply.set_whole(200, reply.voice.whole(exchange.passage.take_whole(_body(answer, found))))
 

@@ -17,7 +17,7 @@ from decant_serve.completions import Completions
 from decant_serve.front import Front
 from decant_serve.gateway import Gateway, ServedModel
 from decant_serve.metrics import CONTENT_TYPE, Reading
-from decant_serve.openai_errors import ApiFault, unknown_model
+from decant_serve.openai_errors import ApiFault, internal_error, unknown_model
 from decant_serve.openapi import openapi_document
 from decant_serve.pages import page_routes
 from decant_serve.recent import PATH as RECENT_PATH
@@ -188,6 +188,4 @@ async def _refused(_: Request, error: Exception) -> Response:
 
 async def _server_error(_: Request, error: Exception) -> Response:
     _log.error("event=gateway-error", exc_info=error)
-    return ApiFault(
-        500, "the gateway failed; its log says why", type="server_error", code="internal_error"
-    ).response()
+    return internal_error().response()
