@@ -33,10 +33,11 @@ _SCRIPT = {
         {"chunks": ["done"], "prompt_tokens": 8},
     ]
 }
-# Sixteen events that each arrive by themselves.
-_PROMPT_SCRIPT = {
+# Sixteen events that each arrive by themselves, or all at once.
+_SMALL_SCRIPT = {
     "answers": [
         {"match": "stream", "chunks": [" word"] * 16, "ttft_s": 0.02, "gaps_s": [0.003], "prompt_tokens": 8},
+        {"match": "burst", "chunks": [" word"] * 16, "prompt_tokens": 8},
         {"chunks": ["done"], "prompt_tokens": 8},
     ]
 }
@@ -94,9 +95,10 @@ def cpu(asked: argparse.Namespace, folder: Path) -> None:
     Takes about half a minute.
     """
     script = folder / "script.json"
-    script.write_text(json.dumps(_PROMPT_SCRIPT))
+    script.write_text(json.dumps(_SMALL_SCRIPT))
     bodies = {
         "stream of 16 events": chat("stream", stream=True, stream_options=_USAGE),
+        "16 events at once": chat("burst", stream=True, stream_options=_USAGE),
         "short answer": chat("short"),
     }
     with gateway(script, "--parallel", "64", "--model-name", "scripted", folder=folder) as side:

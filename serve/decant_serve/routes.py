@@ -36,6 +36,11 @@ def routed_app(gateway: Gateway) -> ASGIApp:
     """The same behind the front: whoever calls it has set `request_id` and `key` in `scope["state"]`."""
     pages = Pages(gateway)
     routes = [
+        # Tried in this order: what is asked most comes first.
+        Route(PATHS["chat"], Completions(gateway, "chat"), methods=["POST"]),
+        Route(PATHS["completions"], Completions(gateway, "completions"), methods=["POST"]),
+        Route(EMBEDDINGS_PATH, Completions(gateway, "embeddings"), methods=["POST"]),
+        Route(RESPONSES_PATH, Completions(gateway, "responses"), methods=["POST"]),
         Route("/health", pages.health),
         Route("/ready", pages.ready),
         Route("/metrics", pages.metrics),
@@ -44,10 +49,6 @@ def routed_app(gateway: Gateway) -> ASGIApp:
         Route("/v1/models/{model:path}", pages.model),
         Route(RECENT_PATH, RecentRequests(gateway.timings).answer),
         Route("/v1/requests/{request_id:path}/timing", pages.timing),
-        Route(PATHS["chat"], Completions(gateway, "chat"), methods=["POST"]),
-        Route(PATHS["completions"], Completions(gateway, "completions"), methods=["POST"]),
-        Route(EMBEDDINGS_PATH, Completions(gateway, "embeddings"), methods=["POST"]),
-        Route(RESPONSES_PATH, Completions(gateway, "responses"), methods=["POST"]),
         *page_routes(),
         *batch_routes(gateway.batches, file_limit_bytes=gateway.limits.file_limit_bytes),
     ]

@@ -1,6 +1,7 @@
 """`decant serve MODEL`: models behind one OpenAI-compatible endpoint."""
 
 import asyncio
+import gc
 import ipaddress
 import logging
 import os
@@ -144,6 +145,10 @@ async def _serve(config: ServeConfig, gateway: Gateway, listener: socket.socket)
     )
     host, port = listener.getsockname()[:2]
     with server.capture_signals():
+        # What the start left lives as long as the process: a collection that walks all of it again and again
+        # would hold up every stream for tens of milliseconds.
+        gc.collect()
+        gc.freeze()
         _announce(config, gateway, base_url=f"http://{_reachable(host)}:{port}/v1")
         try:
             await server.serve(sockets=[listener])
