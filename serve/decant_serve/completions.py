@@ -68,7 +68,7 @@ class Completions:
             exchange.leave()
         except ApiFault as fault:
             await _say_goodbye(fault, exchange, reply)
-        except Exception as error:
+        except Exception as error:  # noqa: BLE001 - the boundary of a request: logged, and said to the client
             _log.exception("request=%s event=gateway-error", exchange.request_id, exc_info=error)
             await _say_goodbye(internal_error(), exchange, reply)
         except BaseException:
@@ -94,9 +94,7 @@ class Completions:
         exchange.trace.end(record, exchange.asked)
         exchange.settle()
 
-    async def _answer(
-        self, headers: Headers, receive: Receive, exchange: Exchange, reply: Reply
-    ) -> None:
+    async def _answer(self, headers: Headers, receive: Receive, exchange: Exchange, reply: Reply) -> None:
         limit_s = asked_limit_s(headers)
         _require_json(headers)
         async with within(limit_s, lambda: deadline_passed(limit_s or 0.0)):

@@ -147,20 +147,21 @@ class EngineConnection(asyncio.Protocol):
             self._parser.feed_data(data)
         except (httptools.HttpParserError, httptools.HttpParserUpgrade) as error:
             self._fail(f"not an HTTP answer: {error or type(error).__name__}")
-            return
         if not self._is_head_read and self._head_bytes > _HEAD_LIMIT_BYTES:
             self._fail(f"more than {_HEAD_LIMIT_BYTES} bytes of headers")
-            return
         if self._body:
-            piece = self._body[0] if len(self._body) == 1 else b"".join(self._body)
-            self._body = []
-            self._pieces.append((at_s, piece))
-            self._held_bytes += len(piece)
-            if self._held_bytes > _HELD_BYTES and not self._is_complete and not self._is_paused:
-                assert self._transport is not None
-                self._is_paused = True
-                self._transport.pause_reading()
+            self._keep(at_s)
         self._wake()
+
+    def _keep(self, at_s: float) -> None:
+        piece = self._body[0] if len(self._body) == 1 else b"".join(self._body)
+        self._body = []
+        self._pieces.append((at_s, piece))
+        self._held_bytes += len(piece)
+        if self._held_bytes > _HELD_BYTES and not self._is_complete and not self._is_paused and self.is_open:
+            assert self._transport is not None
+            self._is_paused = True
+            self._transport.pause_reading()
 
     def connection_lost(self, exc: Exception | None) -> None:
         """The end, whoever closed."""
