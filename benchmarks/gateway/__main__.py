@@ -1,4 +1,4 @@
-"""`python -m gateway latency|cpu|generation`: what the gateway costs, and what others cost beside it.
+"""`python -m gateway latency|cpu|lookup|generation`: what the gateway costs, and what others cost beside it.
 
 Rounds take turns between the sides, so that what the machine does meanwhile hits all of them. Run it from
 `benchmarks/` on a machine that does nothing else.
@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from gateway.client import Address, Round, one_round
+from gateway.lookup import fill, report, rounds_of
 from gateway.report import latency_row, rate_row, spread, write
 from gateway.servers import (
     cpu_seconds,
@@ -128,6 +129,15 @@ async def _cpu_ms(side: Address, bodies: Sequence[dict[str, Any]], rounds: int, 
     return costs_ms[1:]
 
 
+def lookup(asked: argparse.Namespace, folder: Path) -> None:
+    """Time of a request that a store of labels answers, and of one that it does not; about half a minute."""
+    script, store = folder / "script.json", folder / "labels.sqlite"
+    script.write_text(json.dumps(_SMALL_SCRIPT))
+    fill(store, asked.labels)
+    with gateway(script, "--model-name", "scripted", "--lookup", str(store), folder=folder) as side:
+        report(asked, asyncio.run(rounds_of(side, asked)))
+
+
 def generation(asked: argparse.Namespace, folder: Path) -> None:
     """Tokens per second through the gateway, from its engine directly, and from llama_cpp.server."""
     model: Path = asked.model
@@ -163,13 +173,20 @@ def main() -> None:
     """Reads the command line."""
     parser = argparse.ArgumentParser(prog="python -m gateway", description=__doc__)
     kinds = parser.add_subparsers(required=True)
-    for name, run, requests in (("latency", latency, 320), ("cpu", cpu, 320), ("generation", generation, 2)):
+    for name, run, requests in (
+        ("latency", latency, 320),
+        ("cpu", cpu, 320),
+        ("lookup", lookup, 500),
+        ("generation", generation, 2),
+    ):
         one = kinds.add_parser(name, help=run.__doc__)
         one.set_defaults(run=run)
         one.add_argument("--rounds", type=int, default=7)
         one.add_argument("--requests", type=int, default=requests, help="per round (generation: per client)")
         one.add_argument("--output", type=Path, default=Path("results"))
-        if run is not generation:
+        if run is lookup:
+            one.add_argument("--labels", type=int, default=10_000)
+        if run in (latency, cpu):
             one.add_argument("--streams", type=int, default=16)
         if run is latency:
             one.add_argument(
