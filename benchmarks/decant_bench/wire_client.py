@@ -6,7 +6,6 @@ goes through OpenAIClient, which stamps at the read.
 """
 
 import asyncio
-import json
 import socket
 import urllib.request
 from collections.abc import Mapping
@@ -15,7 +14,7 @@ from urllib.parse import SplitResult, urlsplit
 
 from decant import __version__
 from decant.arrival import Received, stamp_arrivals
-from decant.client import Completion, OpenAIClient
+from decant.client import PATHS, Completion, OpenAIClient, completion_call
 from decant.errors import ConfigError
 from decant.exchange import Attempt, Call, Route
 from decant_bench.wire_connection import ConnectionBroken, WireConnection
@@ -24,7 +23,6 @@ Stamps = Literal["kernel", "read"]
 """Who says when an event came: the kernel at its arrival, or the client when it read it."""
 
 _CONNECT_LIMIT_S = 30.0
-_PATHS: Mapping[Route, str] = {"chat": "/chat/completions", "completions": "/completions"}
 
 
 class WireClient:
@@ -60,7 +58,10 @@ class WireClient:
         intended_s: float | None = None,
         request_id: str | None = None,
     ) -> Completion:
-        """The answer to one chat request; ApiError when there is none. A stream is asked for its usage."""
+        """The answer to one chat request; ApiError when there is none. A stream is asked for its usage.
+
+        ConfigError for a request of several answers.
+        """
         return await self._completed("chat", request, stream, intended_s, request_id)
 
     async def complete(
@@ -82,22 +83,16 @@ class WireClient:
         intended_s: float | None,
         request_id: str | None,
     ) -> Completion:
-        body = {
-            **request,
-            "stream": stream,
-            **({"stream_options": {"include_usage": True}} if stream else {}),
-        }
-        content = json.dumps(body, allow_nan=False).encode("ascii")
-        call = Call(
-            method="POST",
-            url=self._url.geturl() + _PATHS[route],
-            request_id=request_id or "",
-            content=content,
-            intended_s=intended_s,
+        call = completion_call(
+            self._url.geturl() + PATHS[route],
+            request,
             route=route,
+            stream=stream,
+            intended_s=intended_s,
+            request_id=request_id,
         )
         attempt = Attempt(call, 1)
-        received = await self._received(attempt, self._bytes(route, call.request_id, content))
+        received = await self._received(attempt, self._bytes(call))
         return attempt.replayed(received, stream=stream)
 
     async def _received(self, attempt: Attempt, request: bytes) -> Received:
@@ -163,9 +158,10 @@ class WireClient:
         if connection in self._idle:
             self._idle.remove(connection)
 
-    def _bytes(self, route: Route, request_id: str, content: bytes) -> bytes:
-        own = f"x-request-id: {request_id}\r\ncontent-length: {len(content)}\r\n\r\n"
-        return self._head[route] + own.encode("latin-1") + content
+    def _bytes(self, call: Call) -> bytes:
+        content = call.content or b""
+        own = f"x-request-id: {call.request_id}\r\ncontent-length: {len(content)}\r\n\r\n"
+        return self._head[call.route] + own.encode("latin-1") + content
 
 
 def open_load_client(base_url: str, *, api_key: str | None, timeout_s: float) -> WireClient | OpenAIClient:
@@ -198,5 +194,5 @@ def _head(url: SplitResult, api_key: str | None) -> dict[Route, bytes]:
     shared += f"authorization: Bearer {api_key}\r\n" if api_key else ""
     return {
         route: f"POST {url.path}{path} HTTP/1.1\r\n{shared}".encode("latin-1")
-        for route, path in _PATHS.items()
+        for route, path in PATHS.items()
     }

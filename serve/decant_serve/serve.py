@@ -15,14 +15,13 @@ from contextlib import AbstractAsyncContextManager, AsyncExitStack, contextmanag
 from functools import partial
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pydantic import Field, model_validator
 
 from decant.errors import ConfigError, EndpointError
 from decant.files import write_json
 from decant_serve.access import Access, load_access
-from decant_serve.batches import Batches
 from decant_serve.deadlines import Drain
 from decant_serve.gateway import Gateway, Limits, ServedModel
 from decant_serve.http_server import HttpServer
@@ -31,6 +30,9 @@ from decant_serve.models import ModelConfig, ModelTable, Startup, find_models
 from decant_serve.routes import gateway_app, routed_app
 from decant_serve.timing_log import TimingLog
 from decant_serve.tracing import Tracing, open_tracing
+
+if TYPE_CHECKING:
+    from decant_serve.batches import Batches
 
 # A Unix socket's path is limited to 108 bytes.
 _SOCKET_PATH_BYTES = 100
@@ -191,9 +193,11 @@ def _gateway(config: ServeConfig, served: Sequence[ServedModel], access: Access,
     )
 
 
-def _kept_batches(config: ServeConfig) -> Batches | None:
+def _kept_batches(config: ServeConfig) -> "Batches | None":
     if config.batches is None:
         return None
+    from decant_serve.batches import Batches
+
     return Batches(config.batches, concurrency=sum(table.parallel for table in config.tables()))
 
 
