@@ -50,6 +50,13 @@ class Round:
         return tuple(one for one in self.answered if one.fault is None)
 
     @property
+    def said(self) -> str:
+        """The round in a line."""
+        failed = len(self.answered) - len(self.good)
+        rates = f"{self.tokens_per_s:.1f} tokens and {self.requests_per_s:.1f} requests per second"
+        return f"{rates}, {failed} of {len(self.answered)} failed"
+
+    @property
     def tokens_per_s(self) -> float:
         """Tokens of whole answers over the round's time."""
         return sum(one.tokens for one in self.good) / self.wall_s

@@ -71,10 +71,11 @@ def llamacpp_engine(model: Path, *, threads: int, parallel: int, folder: Path) -
 
 @contextmanager
 def llama_cpp_server(python: Path, model: Path, *, threads: int, folder: Path) -> Generator[Address]:
-    """llama-cpp-python's server, as it comes."""
+    """llama-cpp-python's server; as it comes, a request that arrives would cut off the one that streams."""
     port = free_port()
     command = [str(python), "-m", "llama_cpp.server", "--model", str(model), "--port", str(port)]
     command += ["--host", "127.0.0.1", "--n_threads", str(threads), "--n_ctx", "2048"]
+    command += ["--interrupt_requests", "False"]
     with _running(command, lambda: _is_up(port, "/v1/models"), folder / "llama_cpp_server.log"):
         yield Address(str(model), port=port)
 
