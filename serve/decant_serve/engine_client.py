@@ -148,7 +148,7 @@ class EngineClient:
                         self._new, self._url.host, port, ssl=self._tls
                     )
         except OSError as error:  # TimeoutError and ssl.SSLError among them
-            raise EngineLost(f"no connection ({error or 'it took too long'})", began=False) from None
+            raise EngineLost(f"no connection ({str(error) or 'it took too long'})", began=False) from None
         return connection
 
     def _new(self) -> EngineConnection:
