@@ -185,8 +185,9 @@ def generation(asked: argparse.Namespace, folder: Path) -> None:
         bodies = [body] * (asked.requests * clients)
         with ExitStack() as stack:
             sides = _generating(asked, model, clients, folder, stack)
-            run = {"rounds": asked.rounds, "streams": clients, "give_up_at_s": time.monotonic() + share_s}
-            done = asyncio.run(in_turns(sides, bodies, **run))
+            give_up_s = time.monotonic() + share_s
+            turns = in_turns(sides, bodies, rounds=asked.rounds, streams=clients, give_up_at_s=give_up_s)
+            done = asyncio.run(turns)
         rows = [rate_row(done, side, "direct", unit="tokens") for side in sides]
         tables[f"{clients} clients"] = rows
     write(

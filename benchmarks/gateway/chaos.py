@@ -150,12 +150,16 @@ async def _end_of(side: Address, question: str, opened: asyncio.Event | None = N
                 text += part
                 if opened is not None:
                     opened.set()
+            return _end_in(response.status_code, text)
     except httpx.ConnectError:
         return "connection refused"
     except (httpx.TransportError, TimeoutError) as error:
         return f"broken: {type(error).__name__}"
-    if response.status_code != 200:
-        return f"{response.status_code} {json.loads(text)['error']['code']}"
+
+
+def _end_in(status: int, text: str) -> str:
+    if status != 200:
+        return f"{status} {json.loads(text)['error']['code']}"
     last = text.strip().rpartition("data: ")[2]
     return "whole" if last == "[DONE]" else f"error event {json.loads(last)['error']['code']}"
 
