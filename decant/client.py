@@ -32,7 +32,7 @@ _TRIED_AGAIN: frozenset[ErrorKind] = frozenset(
     {"connect", "reset", "rate_limited", "server_error", "conflict"}
 )
 _CONNECT_LIMIT_S = 30.0
-_PATHS: Mapping[Route, str] = {"chat": "/chat/completions", "completions": "/completions"}
+PATHS: Mapping[Route, str] = {"chat": "/chat/completions", "completions": "/completions"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,20 +149,13 @@ class OpenAIClient:
         intended_s: float | None,
         request_id: str | None,
     ) -> Completion:
-        if request.get("n") not in (None, 1):
-            raise ConfigError(f"n={request['n']}: send one request per sample, each with its own seed")
-        body: dict[str, Any] = {**request, "stream": stream}
-        if stream:
-            body.setdefault("stream_options", {"include_usage": True})
-        # ASCII escapes: text with lone surrogates must reach the server, not break the client.
-        content = json.dumps(body, allow_nan=False).encode("ascii")
-        call = Call(
-            method="POST",
-            url=self._base_url + _PATHS[route],
-            request_id=request_id or uuid.uuid4().hex,
-            content=content,
-            intended_s=intended_s,
+        call = completion_call(
+            self._base_url + PATHS[route],
+            request,
             route=route,
+            stream=stream,
+            intended_s=intended_s,
+            request_id=request_id,
         )
         return await self._retried(call, partial(Attempt.completion, stream=stream))
 
@@ -214,6 +207,35 @@ class OpenAIClient:
             if attempt.connected:
                 raise
             return await self._unpooled.send(request, stream=True)
+
+
+def completion_call(
+    url: str,
+    request: Mapping[str, Any],
+    *,
+    route: Route,
+    stream: bool,
+    intended_s: float | None,
+    request_id: str | None,
+) -> Call:
+    """What every client of ours sends for a completion: the request as given, a stream asked for its usage.
+
+    ConfigError for a request of several answers: a `Completion` is one.
+    """
+    if request.get("n") not in (None, 1):
+        raise ConfigError(f"n={request['n']}: send one request per sample, each with its own seed")
+    body: dict[str, Any] = {**request, "stream": stream}
+    if stream:
+        body["stream_options"] = {"include_usage": True, **(body.get("stream_options") or {})}
+    return Call(
+        method="POST",
+        url=url,
+        request_id=request_id or uuid.uuid4().hex,
+        # ASCII escapes: text with lone surrogates must reach the server, not break the client.
+        content=json.dumps(body, allow_nan=False).encode("ascii"),
+        intended_s=intended_s,
+        route=route,
+    )
 
 
 def _checked(base_url: str) -> httpx.URL:

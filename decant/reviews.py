@@ -16,6 +16,8 @@ Decision = Literal["accept", "edit", "reject", "open"]
 # Marks a store row that is a version of a label and not a teacher's answer to a request.
 REVIEW = "review"
 _KEYS_AT_ONCE = 500
+# Most labels have none, and one more says that there is no second.
+_VERSIONS_AT_ONCE = 2
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -63,20 +65,48 @@ def read_reviews(requests: RequestStore, keys: Iterable[str]) -> dict[str, list[
     """All versions of those labels that have any, oldest first."""
     found: dict[str, list[Review]] = {}
     for chunk in _chunks(keys):
-        version, asked = 1, chunk
+        first, asked = 1, chunk
         while asked:
-            by_key = {_version_key(of, version): of for of in asked}
-            rows = requests.get_many(by_key)
-            for row in rows.values():
-                found.setdefault(by_key[row.key], []).append(_review(row))
-            version, asked = version + 1, [by_key[key] for key in rows]
+            by_key = _version_keys(asked, first)
+            _add(found, by_key, requests.get_many(by_key))
+            first += _VERSIONS_AT_ONCE
+            asked = [of for of in asked if of in found and found[of][-1].version == first - 1]
     return found
+
+
+def reviewed_answers(
+    requests: RequestStore, ask: str, *, max_age_s: float | None = None
+) -> tuple[list[store.Label], dict[str, Review]]:
+    """The answers to a question (`RequestStore.answers_to`), with the decision on each that has one."""
+    by_key: dict[str, str] = {}
+
+    def first_versions(labels: list[store.Label]) -> dict[str, str]:
+        by_key.update(_version_keys((label.key for label in labels), 1))
+        return by_key
+
+    labels, rows = requests.answers_with(ask, first_versions, max_age_s=max_age_s)
+    found: dict[str, list[Review]] = {}
+    _add(found, by_key, rows)
+    more = [of for of, reviews in found.items() if reviews[-1].version == _VERSIONS_AT_ONCE]
+    return labels, latest(found | (read_reviews(requests, more) if more else {}))
 
 
 def latest(versions: Mapping[str, Sequence[Review]]) -> dict[str, Review]:
     """The decision that holds for each label, where one does."""
     last = {of: reviews[-1] for of, reviews in versions.items() if reviews}
     return {of: review for of, review in last.items() if review.decision != "open"}
+
+
+def _version_keys(of: Iterable[str], first: int) -> dict[str, str]:
+    """The keys of some versions of each label, in their order, with the label's."""
+    numbers = range(first, first + _VERSIONS_AT_ONCE)
+    return {_version_key(key, number): key for key in of for number in numbers}
+
+
+def _add(found: dict[str, list[Review]], by_key: Mapping[str, str], rows: Mapping[str, store.Label]) -> None:
+    for key, of in by_key.items():
+        if key in rows:
+            found.setdefault(of, []).append(_review(rows[key]))
 
 
 def _review(row: store.Label) -> Review:

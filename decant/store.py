@@ -23,6 +23,10 @@ T = TypeVar("T")
 _ROWS_PER_STATEMENT = 1000
 _TRIES = 5
 _row = LABELS.c
+# Made once: SQLAlchemy takes longer to write these down than a database to answer them.
+_LABEL_ROWS = sa.select(*SHOWN)
+# Told the status too, SQLite would go through every answer of the store by the index of that.
+_ASKED = _LABEL_ROWS.where(_row.ask == sa.bindparam("asked")).order_by(_row.sample, _row.seq)
 
 
 class RequestStore:
@@ -159,10 +163,8 @@ class RequestStore:
 
     def get_many(self, keys: Iterable[str]) -> dict[str, Label]:
         """The rows of those keys that are there."""
-        statement = sa.select(*SHOWN).where(self._database.among(_row.key, list(keys)))
         with self._database.transaction(write=False) as connection:
-            labels = map(to_label, connection.execute(statement).all())
-        return {label.key: label for label in labels}
+            return self._by_key(connection, list(keys))
 
     def standing(self, keys: Iterable[str]) -> dict[str, Standing]:
         """How far each of those keys has come that are there: less to read than the rows."""
@@ -173,12 +175,24 @@ class RequestStore:
 
     def answers_to(self, ask: str, *, max_age_s: float | None = None) -> list[Label]:
         """The answered requests that ask the same (`decant.ask.ask_key`), by sample, none older than that."""
-        statement = sa.select(*SHOWN).where(_row.ask == ask, _row.status == "done")
+        return self.answers_with(ask, lambda _: (), max_age_s=max_age_s)[0]
+
+    def answers_with(
+        self, ask: str, beside: Callable[[list[Label]], Collection[str]], *, max_age_s: float | None = None
+    ) -> tuple[list[Label], dict[str, Label]]:
+        """The same, and in the same transaction what there is of the keys that `beside` names for them."""
+        statement = _ASKED
         if max_age_s is not None:
             statement = statement.where(_row.updated_at >= self._database.now() - max_age_s)
         with self._database.transaction(write=False) as connection:
-            rows = connection.execute(statement.order_by(_row.sample, _row.seq)).all()
-        return [to_label(row) for row in rows]
+            rows = connection.execute(statement, {"asked": ask}).all()
+            labels = [label for label in map(to_label, rows) if label.status == "done"]
+            keys = beside(labels) if labels else ()
+            return labels, self._by_key(connection, keys) if keys else {}
+
+    def _by_key(self, connection: sa.Connection, keys: Collection[str]) -> dict[str, Label]:
+        rows = connection.execute(_LABEL_ROWS.where(self._database.among(_row.key, keys))).all()
+        return {label.key: label for label in map(to_label, rows)}
 
     def labels(self) -> Iterator[Label]:
         """Every row, oldest first, some hundred at a time: what is added meanwhile comes too."""

@@ -18,6 +18,7 @@ from decant.store_rows import LABELS, METADATA
 
 _APPLICATION_ID = 0x44634E74  # "DcNt" in the file's header says whose database it is
 _ROWS_PER_STEP = 1000
+_FEW_KEYS = 32
 
 
 class SqliteDatabase:
@@ -66,6 +67,8 @@ class SqliteDatabase:
 
     def among(self, column: sa.ColumnElement[str], keys: Collection[str]) -> sa.ColumnElement[bool]:
         """One JSON parameter holds any number of keys; SQLite allows only so many variables."""
+        if len(keys) <= _FEW_KEYS:
+            return column.in_(keys)
         listed = sa.func.json_each(json.dumps(list(keys))).table_valued("value")
         return column.in_(sa.select(listed.c.value))
 

@@ -6,8 +6,6 @@ TLS or a proxy goes through OpenAIClient, which stamps at the read.
 """
 
 import asyncio
-import json
-import random
 import socket
 import urllib.request
 from collections.abc import Mapping
@@ -16,7 +14,7 @@ from urllib.parse import SplitResult, urlsplit
 
 from decant import __version__
 from decant.arrival import Received, stamp_arrivals
-from decant.client import Completion, OpenAIClient
+from decant.client import PATHS, Completion, OpenAIClient, completion_call
 from decant.errors import ConfigError
 from decant.exchange import Attempt, Call, Route
 from decant.plain_answer import plain_completion
@@ -28,7 +26,6 @@ Stamps = Literal["kernel", "read"]
 _Address = tuple[socket.AddressFamily, Any]
 
 _CONNECT_LIMIT_S = 30.0
-_PATHS: Mapping[Route, str] = {"chat": "/chat/completions", "completions": "/completions"}
 
 
 class WireClient:
@@ -42,7 +39,7 @@ class WireClient:
 
     def __init__(self, base_url: str, *, api_key: str | None, timeout_s: float) -> None:
         self._url = urlsplit(base_url.rstrip("/"))
-        self._urls = {route: self._url.geturl() + path for route, path in _PATHS.items()}
+        self._urls = {route: self._url.geturl() + path for route, path in PATHS.items()}
         self._timeout_s = timeout_s
         self._idle: list[WireConnection] = []
         self._addresses: list[_Address] = []
@@ -65,7 +62,10 @@ class WireClient:
         intended_s: float | None = None,
         request_id: str | None = None,
     ) -> Completion:
-        """The answer to one chat request; ApiError when there is none. A stream is asked for its usage."""
+        """The answer to one chat request; ApiError when there is none. A stream is asked for its usage.
+
+        ConfigError for a request of several answers.
+        """
         return await self._completed("chat", request, stream, intended_s, request_id)
 
     async def complete(
@@ -87,22 +87,16 @@ class WireClient:
         intended_s: float | None,
         request_id: str | None,
     ) -> Completion:
-        body = {
-            **request,
-            "stream": stream,
-            **({"stream_options": {"include_usage": True}} if stream else {}),
-        }
-        content = json.dumps(body, allow_nan=False).encode("ascii")
-        call = Call(
-            method="POST",
-            url=self._urls[route],
-            request_id=request_id or f"{random.getrandbits(128):032x}",
-            content=content,
-            intended_s=intended_s,
+        call = completion_call(
+            self._urls[route],
+            request,
             route=route,
+            stream=stream,
+            intended_s=intended_s,
+            request_id=request_id,
         )
         attempt = Attempt(call, 1)
-        received = await self._received(attempt, self._bytes(route, call.request_id, content))
+        received = await self._received(attempt, self._bytes(call))
         plain = plain_completion(call, received, sent_s=attempt.sent_s) if stream else None
         return attempt.replayed(received, stream=stream) if plain is None else plain
 
@@ -171,9 +165,10 @@ class WireClient:
         if connection in self._idle:
             self._idle.remove(connection)
 
-    def _bytes(self, route: Route, request_id: str, content: bytes) -> bytes:
-        own = f"x-request-id: {request_id}\r\ncontent-length: {len(content)}\r\n\r\n"
-        return self._head[route] + own.encode("latin-1") + content
+    def _bytes(self, call: Call) -> bytes:
+        content = call.content or b""
+        own = f"x-request-id: {call.request_id}\r\ncontent-length: {len(content)}\r\n\r\n"
+        return self._head[call.route] + own.encode("latin-1") + content
 
 
 async def _connected_to(family: socket.AddressFamily, address: Any) -> socket.socket:
@@ -219,5 +214,5 @@ def _head(url: SplitResult, api_key: str | None) -> dict[Route, bytes]:
     shared += f"authorization: Bearer {api_key}\r\n" if api_key else ""
     return {
         route: f"POST {url.path}{path} HTTP/1.1\r\n{shared}".encode("latin-1")
-        for route, path in _PATHS.items()
+        for route, path in PATHS.items()
     }

@@ -18,6 +18,12 @@ from gateway.client import Address
 _START_LIMIT_S = 180.0
 
 
+def cpu_seconds(process_id: int) -> float:
+    """User and system time that a process has used, without its children's."""
+    fields = Path(f"/proc/{process_id}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
 def free_port() -> int:
     """A port that nobody listens on now."""
     with socket.socket() as probe:
@@ -31,8 +37,9 @@ def scripted_engine(script: Path) -> Generator[Address]:
     port = free_port()
     arguments = json.dumps({"script": str(script), "model": "scripted", "port": port})
     command = [sys.executable, "-m", "decant_serve.engines.scripted_child", arguments]
-    with _running(command, lambda: _is_up(port, "/health"), script.with_suffix(".engine.log")):
-        yield Address("scripted", port=port)
+    log = script.with_suffix(".engine.log")
+    with _running(command, lambda: _is_up(port, "/health"), log) as process_id:
+        yield Address("scripted", port=port, process_id=process_id)
 
 
 @contextmanager
@@ -41,8 +48,8 @@ def gateway(model: Path, *options: str, folder: Path) -> Generator[Address]:
     ready, port = folder / "ready.json", free_port()
     command = [sys.executable, "-m", "decant", "serve", str(model), "--port", str(port)]
     command += ["--ready-file", str(ready), "--golden", "skip", *options]
-    with _running(command, ready.exists, folder / "gateway.log"):
-        yield Address(str(json.loads(ready.read_text())["model"]), port=port)
+    with _running(command, ready.exists, folder / "gateway.log") as process_id:
+        yield Address(str(json.loads(ready.read_text())["model"]), port=port, process_id=process_id)
 
 
 @contextmanager
@@ -64,10 +71,11 @@ def llamacpp_engine(model: Path, *, threads: int, parallel: int, folder: Path) -
 
 @contextmanager
 def llama_cpp_server(python: Path, model: Path, *, threads: int, folder: Path) -> Generator[Address]:
-    """llama-cpp-python's server, as it comes."""
+    """llama-cpp-python's server; as it comes, a request that arrives would cut off the one that streams."""
     port = free_port()
     command = [str(python), "-m", "llama_cpp.server", "--model", str(model), "--port", str(port)]
     command += ["--host", "127.0.0.1", "--n_threads", str(threads), "--n_ctx", "2048"]
+    command += ["--interrupt_requests", "False"]
     with _running(command, lambda: _is_up(port, "/v1/models"), folder / "llama_cpp_server.log"):
         yield Address(str(model), port=port)
 
@@ -88,8 +96,9 @@ def litellm_proxy(python: Path, engine: Address, *, folder: Path) -> Generator[A
     # Its table of prices would be fetched from the network.
     key = f"sk-{secrets.token_hex(32)}"
     offline = {"LITELLM_LOCAL_MODEL_COST_MAP": "True", "LITELLM_MASTER_KEY": key, "PYTHONPATH": ""}
-    with _running(command, lambda: _is_up(port, "/health/liveliness"), folder / "litellm.log", offline):
-        yield Address("scripted", port=port, key=key)
+    log = folder / "litellm.log"
+    with _running(command, lambda: _is_up(port, "/health/liveliness"), log, offline) as process_id:
+        yield Address("scripted", port=port, key=key, process_id=process_id)
 
 
 def _is_up(where: int | str, path: str) -> bool:
@@ -105,7 +114,7 @@ def _is_up(where: int | str, path: str) -> bool:
 @contextmanager
 def _running(
     command: Sequence[str], is_up: Callable[[], bool], log: Path, environment: dict[str, str] | None = None
-) -> Generator[None]:
+) -> Generator[int]:
     with log.open("wb") as output:
         process = subprocess.Popen(
             command, stdout=output, stderr=output, env={**os.environ, **(environment or {})}
@@ -116,7 +125,7 @@ def _running(
             if process.poll() is not None or time.monotonic() > give_up_at_s:
                 raise SystemExit(f"{command[0]} did not start:\n{log.read_text(errors='replace')[-2000:]}")
             time.sleep(0.1)
-        yield
+        yield process.pid
     finally:
         process.terminate()
         try:

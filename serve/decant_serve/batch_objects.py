@@ -22,7 +22,10 @@ _PARAMETERS = frozenset(
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Batch:
-    """One batch; `stamps` holds when it came to each status, in seconds since the epoch."""
+    """One batch; `stamps` holds when it came to each status, in seconds since the epoch.
+
+    `sequence` counts the batches of a folder: it tells apart those of one second.
+    """
 
     id: str
     owner: str | None
@@ -33,6 +36,7 @@ class Batch:
     expires_at: int
     metadata: dict[str, str] | None
     output_expires_in_s: int | None = None
+    sequence: int = 0
     status: BatchStatus = "validating"
     stamps: dict[str, int] = field(default_factory=dict[str, int])
     errors: list[dict[str, Any]] = field(default_factory=list[dict[str, Any]])
@@ -45,7 +49,9 @@ class Batch:
     usage: dict[str, Any] | None = None
 
     @classmethod
-    def asked(cls, body: dict[str, Any], *, batch_id: str, owner: str | None, now: int) -> Self:
+    def asked(
+        cls, body: dict[str, Any], *, batch_id: str, owner: str | None, now: int, sequence: int = 0
+    ) -> Self:
         """The batch that a request body asks for; ApiFault for what it cannot be."""
         for name in body:
             if name not in _PARAMETERS:
@@ -64,6 +70,7 @@ class Batch:
         return cls(
             id=batch_id,
             owner=owner,
+            sequence=sequence,
             endpoint=endpoint,
             input_file_id=file_id,
             completion_window=matched[0],

@@ -2,17 +2,19 @@
 
 import json
 from collections.abc import Mapping
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from decant_serve.batch_objects import Batch
-from decant_serve.batches import Batches
 from decant_serve.file_pages import PATH as FILES_PATH
 from decant_serve.file_pages import FilePages, not_found, owner_of, page_of
 from decant_serve.openai_errors import ApiFault, invalid_value, refusal, too_large
+
+if TYPE_CHECKING:
+    from decant_serve.batches import Batches
 
 PATH = "/v1/batches"
 _BODY_BYTES = 256 * 2**10
@@ -22,7 +24,7 @@ _PAGE_AT_MOST, _PAGE = 100, 20
 class BatchPages:
     """The routes of batches."""
 
-    def __init__(self, batches: Batches) -> None:
+    def __init__(self, batches: "Batches") -> None:
         self._batches = batches
 
     def routes(self) -> list[Route]:
@@ -69,7 +71,7 @@ class BatchPages:
         return batch
 
 
-def batch_routes(batches: Batches | None, *, file_limit_bytes: int) -> list[Route]:
+def batch_routes(batches: "Batches | None", *, file_limit_bytes: int) -> list[Route]:
     """The routes of both APIs; a gateway without them says how to get them."""
     if batches is None:
         paths = (FILES_PATH, FILES_PATH + "/{rest:path}", PATH, PATH + "/{rest:path}")

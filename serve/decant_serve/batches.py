@@ -59,6 +59,7 @@ class Batches:
         self._store = RequestStore.open(folder / "requests.sqlite")
         kept = (Batch(**fields) for fields in read_objects(self._folder))
         self._jobs = {batch.id: _Job(batch) for batch in kept}
+        self._sequence = max((job.batch.sequence for job in self._jobs.values()), default=0)
         self._tasks: asyncio.TaskGroup | None = None
         self._app: ASGIApp | None = None
         self._models: Collection[str] = ()
@@ -88,7 +89,10 @@ class Batches:
 
     async def create(self, body: dict[str, Any], owner: str | None) -> Batch:
         """A new batch, on the disk when this returns, and then run; ApiFault for what it cannot be."""
-        batch = Batch.asked(body, batch_id=new_id("batch_"), owner=owner, now=int(self._clock()))
+        self._sequence += 1
+        batch = Batch.asked(
+            body, batch_id=new_id("batch_"), owner=owner, now=int(self._clock()), sequence=self._sequence
+        )
         job = _Job(batch)
         await self._keep(job, batch)
         self._jobs[batch.id] = job
@@ -103,7 +107,7 @@ class Batches:
     def listed(self, owner: str | None) -> list[Batch]:
         """An owner's batches, the newest first."""
         own = [job.batch for job in self._jobs.values() if job.batch.owner == owner]
-        return sorted(own, key=lambda batch: (batch.created_at, batch.id), reverse=True)
+        return sorted(own, key=lambda batch: (batch.created_at, batch.sequence), reverse=True)
 
     async def cancel(self, batch_id: str) -> Batch:
         """Stops a batch that has not ended; what was answered will be in its files."""

@@ -91,5 +91,9 @@ def engine_queue_s(engine: Mapping[str, Any] | None) -> float | None:
 
 
 def _seconds(engine: Mapping[str, Any] | None, names: tuple[str, ...]) -> float | None:
-    value = next((engine[name] for name in names if name in engine), None) if engine else None
-    return value / 1000 if isinstance(value, int | float) else None
+    if engine:
+        for name in names:
+            value = engine.get(name)
+            if isinstance(value, int | float):
+                return value / 1000
+    return None

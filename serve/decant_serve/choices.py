@@ -10,13 +10,12 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from typing import Any
 
-import httpx
-
 from decant.wire import DONE, sse_event
+from decant_serve.engine_client import EngineAnswer
 from decant_serve.openai_errors import ApiFault
 from decant_serve.passage import whole_events
 
-Opened = Callable[[Mapping[str, Any]], AbstractAsyncContextManager[httpx.Response]]
+Opened = Callable[[Mapping[str, Any]], AbstractAsyncContextManager[EngineAnswer]]
 Emit = Callable[[bytes], Awaitable[None]]
 
 _SEEDS = 2**32
@@ -42,8 +41,8 @@ async def stream_choices(bodies: Sequence[Mapping[str, Any]], open_answer: Opene
     writing = asyncio.Lock()
 
     async def follow(index: int, body: Mapping[str, Any]) -> None:
-        async with open_answer(body) as response:
-            async for event in whole_events(response.aiter_bytes()):
+        async with open_answer(body) as answer:
+            async for event in whole_events(answer.parts()):
                 passed = merged.take(index, event)
                 if passed:
                     async with writing:
@@ -62,8 +61,8 @@ async def whole_choices(
     answers: list[dict[str, Any]] = [{}] * len(bodies)
 
     async def follow(index: int, body: Mapping[str, Any]) -> None:
-        async with open_answer(body) as response:
-            answers[index] = json.loads(await response.aread())
+        async with open_answer(body) as answer:
+            answers[index] = json.loads(await answer.whole())
             received()
 
     await _together([follow(index, body) for index, body in enumerate(bodies)])

@@ -1,30 +1,25 @@
 """Each completion's way to its engine and back."""
 
 import asyncio
-import json
 import logging
 import time
-from collections.abc import AsyncGenerator, Mapping
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
-from typing import Any, Literal
+from typing import Literal
 
-import httpx
 from starlette.datastructures import Headers
-from starlette.requests import ClientDisconnect, Request
 from starlette.types import Receive, Scope, Send
 
-from decant_serve.calls import Call, parse_body, read_call, with_usage_chunk
-from decant_serve.choices import single_bodies, stream_choices, whole_choices
+from decant_serve.calls import Call, parse_body, read_call
 from decant_serve.deadlines import asked_limit_s, within
 from decant_serve.disconnects import ClientGone, while_connected
 from decant_serve.embeddings import read_embeddings
+from decant_serve.engine_connection import EngineLost
 from decant_serve.exchange import Exchange, Reply
 from decant_serve.gateway import Gateway, ServedModel
 from decant_serve.lookup_reply import write_found
 from decant_serve.openai_errors import (
     ApiFault,
     deadline_passed,
-    from_engine,
+    internal_error,
     refusal,
     timed_out,
     too_large,
@@ -34,6 +29,7 @@ from decant_serve.openai_errors import (
     wrong_type,
 )
 from decant_serve.passage import Passage
+from decant_serve.relay import relay
 from decant_serve.responses_call import read_responses
 
 _log = logging.getLogger(__name__)
@@ -56,21 +52,25 @@ class Completions:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answers one request and records its timing, whatever happens to it."""
+        headers = Headers(scope=scope)
         exchange = Exchange(
             scope["state"]["request_id"],
             self._route,
             scope["state"]["key"],
-            trace=self._gateway.tracing.begin(Headers(scope=scope)),
+            trace=self._gateway.tracing.begin(headers),
         )
         reply = Reply(send, exchange)
         try:
             with self._gateway.timings.watching(exchange.record):
                 async with self._gateway.drain.bounded():
-                    await self._answer(Request(scope, receive), exchange, reply)
-        except (ClientGone, ClientDisconnect):
+                    await self._answer(headers, receive, exchange, reply)
+        except ClientGone:
             exchange.leave()
         except ApiFault as fault:
             await _say_goodbye(fault, exchange, reply)
+        except Exception as error:  # noqa: BLE001 - the boundary of a request: logged, and said to the client
+            _log.exception("request=%s event=gateway-error", exchange.request_id, exc_info=error)
+            await _say_goodbye(internal_error(), exchange, reply)
         except BaseException:
             exchange.fail("gateway_error", 500)
             raise
@@ -94,34 +94,38 @@ class Completions:
         exchange.trace.end(record, exchange.asked)
         exchange.settle()
 
-    async def _answer(self, request: Request, exchange: Exchange, reply: Reply) -> None:
-        limit_s = asked_limit_s(request.headers)
-        _require_json(request.headers)
+    async def _answer(self, headers: Headers, receive: Receive, exchange: Exchange, reply: Reply) -> None:
+        limit_s = asked_limit_s(headers)
+        _require_json(headers)
         async with within(limit_s, lambda: deadline_passed(limit_s or 0.0)):
             if exchange.key is not None:
                 exchange.key.limit.enter()
             async with within(_BODY_LIMIT_S, too_slow):
-                raw = await self._body(request)
+                raw = await self._body(headers, receive)
             served, call = self._read(raw, exchange)
             exchange.asked = call.body
             exchange.reserve(call.tokens)
             reply.voice = call.voice
             exchange.streamed, exchange.choices = call.streams, call.choices
-            exchange.passage = _passage(call, exchange, request.headers)
+            exchange.passage = _passage(call, exchange, headers)
             exchange.read_s = time.perf_counter()
-            await while_connected(request, self._give(served, call, request.headers, exchange, reply))
+            await while_connected(receive, self._give(served, call, headers, exchange, reply))
             await reply.finish()
 
-    async def _body(self, request: Request) -> bytes:
+    async def _body(self, headers: Headers, receive: Receive) -> bytes:
         limit_bytes = self._gateway.limits.body_limit_bytes
-        told = request.headers.get("content-length", "")
+        told = headers.get("content-length", "")
         if told.isdigit() and int(told) > limit_bytes:
             raise too_large(limit_bytes)
-        raw = bytearray()
-        async for part in request.stream():
-            raw += part
+        raw, comes_more = bytearray(), True
+        while comes_more:
+            message = await receive()
+            if message["type"] == "http.disconnect":
+                raise ClientGone
+            raw += message.get("body", b"")
             if len(raw) > limit_bytes:
                 raise too_large(limit_bytes)
+            comes_more = message.get("more_body", False)
         return bytes(raw)
 
     def _read(self, raw: bytes, exchange: Exchange) -> tuple[ServedModel, Call]:
@@ -156,9 +160,9 @@ class Completions:
                 raise unavailable(f"the {served.engine_name} engine is being restarted")
             try:
                 async with within(limit_s, lambda: timed_out(limit_s)):
-                    await _relay(served, call, exchange, reply)
-            except httpx.TransportError as error:
-                _log.warning("request=%s event=engine-lost detail=%r", exchange.request_id, error)
+                    await relay(served, call, exchange, reply)
+            except EngineLost as error:
+                _log.warning("request=%s event=engine-lost detail=%r", exchange.request_id, str(error))
                 raise unavailable(f"the {served.engine_name} engine went away while it answered") from None
 
 
@@ -185,77 +189,3 @@ async def _say_goodbye(fault: ApiFault, exchange: Exchange, reply: Reply) -> Non
             await reply.fail(fault)
     except TimeoutError:
         _log.warning("request=%s event=client-reads-nothing", exchange.request_id)
-
-
-async def _relay(served: ServedModel, call: Call, exchange: Exchange, reply: Reply) -> None:
-    if call.choices > 1 and served.supervisor.features.splits_choices:
-        await _relay_choices(served, call, exchange, reply)
-        return
-    async with _opened(served, call, exchange, _content(served, call)) as upstream:
-        if call.streams:
-            async for received in upstream.aiter_bytes():
-                await _pass(received, exchange, reply)
-            _check_end(exchange)
-        else:
-            await _pass_whole(upstream, exchange, reply)
-
-
-async def _relay_choices(served: ServedModel, call: Call, exchange: Exchange, reply: Reply) -> None:
-    def opened(body: Mapping[str, Any]) -> AbstractAsyncContextManager[httpx.Response]:
-        return _opened(served, call, exchange, json.dumps(body).encode())
-
-    bodies = single_bodies(served.engine.prepare(call.body), call.choices)
-    if call.streams:
-        await stream_choices(bodies, opened, lambda event: _pass(event, exchange, reply))
-        _check_end(exchange)
-        return
-    body = await whole_choices(bodies, opened, lambda: exchange.received(time.perf_counter()))
-    reply.set_whole(200, reply.voice.whole(exchange.passage.take_whole(body)))
-
-
-@asynccontextmanager
-async def _opened(
-    served: ServedModel, call: Call, exchange: Exchange, content: bytes
-) -> AsyncGenerator[httpx.Response]:
-    headers = {
-        "content-type": "application/json",
-        "x-request-id": exchange.request_id,
-        **exchange.trace.headers(),
-    }
-    client = served.supervisor.client
-    async with client.stream("POST", call.path, content=content, headers=headers) as upstream:
-        if upstream.status_code != 200:
-            raise from_engine(upstream.status_code, await upstream.aread(), upstream.headers)
-        yield upstream
-
-
-def _content(served: ServedModel, call: Call) -> bytes:
-    body = served.engine.prepare(call.body)
-    usage_chunk = served.supervisor.features.usage_chunk
-    if call.streams and usage_chunk and not call.includes_usage:
-        body = with_usage_chunk(body)
-    return call.raw if body is call.body and call.raw is not None else json.dumps(body).encode()
-
-
-async def _pass(received: bytes, exchange: Exchange, reply: Reply) -> None:
-    at_s = time.perf_counter()
-    exchange.received(at_s)
-    passed = reply.voice.stream(exchange.passage.take(received, at_s))
-    if passed:
-        await reply.write(passed)
-
-
-def _check_end(exchange: Exchange) -> None:
-    """ApiFault where a stream has neither its end nor an error in it."""
-    if exchange.passage.has_error:
-        exchange.fail("engine_error", 200)
-    elif not exchange.passage.is_done:
-        raise ApiFault(502, "the engine ended its answer early", type="server_error", code="stream_broken")
-
-
-async def _pass_whole(upstream: httpx.Response, exchange: Exchange, reply: Reply) -> None:
-    body = bytearray()
-    async for received in upstream.aiter_bytes():
-        exchange.received(time.perf_counter())
-        body += received
-    reply.set_whole(200, reply.voice.whole(exchange.passage.take_whole(bytes(body))))

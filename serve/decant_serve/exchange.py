@@ -182,16 +182,18 @@ class Reply:
         self._exchange = exchange
         self.voice: Voice = PlainVoice()
         self._streams = False
+        self._held: list[bytes] = []
         self._whole: tuple[int, bytes, dict[str, str]] | None = None
 
-    async def write(self, data: bytes) -> None:
-        """Sends a part of a stream."""
-        if not self._streams:
-            self._streams = True
-            await self._start(
-                200, {"content-type": "text/event-stream; charset=utf-8", "cache-control": "no-cache"}
-            )
-        await self._send({"type": "http.response.body", "body": data, "more_body": True})
+    def hold(self, part: bytes) -> None:
+        """Takes a part of a stream, for `flush` or `finish` to send."""
+        self._held.append(part)
+
+    async def flush(self) -> None:
+        """Sends what is held of a stream."""
+        if self._held:
+            await self._begin_stream()
+            await self._send({"type": "http.response.body", "body": self._taken(), "more_body": True})
 
     def set_whole(self, status: int, body: bytes, headers: Mapping[str, str] | None = None) -> None:
         """What `finish` will send, where no stream has begun."""
@@ -199,24 +201,37 @@ class Reply:
 
     async def fail(self, fault: ApiFault) -> None:
         """Ends with an error: as its own answer, or as the last event of a stream that has begun."""
-        self._exchange.fail(fault.code or "refused", fault.status)
-        if self._streams:
-            event = self.voice.error_event(fault)
-            await self._send({"type": "http.response.body", "body": event, "more_body": True})
+        if self._streams or self._held:
+            self._exchange.fail(fault.code or "refused", 200)
+            self.hold(self.voice.error_event(fault))
         else:
+            self._exchange.fail(fault.code or "refused", fault.status)
             self.set_whole(fault.status, fault.body(), fault.headers)
         await self.finish()
 
     async def finish(self) -> None:
-        """Sends what is left."""
-        body = b""
-        if not self._streams:
+        """Sends what is left, and the end."""
+        if self._streams or self._held:
+            await self._begin_stream()
+            body = self._taken()
+        else:
             assert self._whole is not None, "an answer to finish"
             status, body, headers = self._whole
             await self._start(
                 status, {"content-type": "application/json", **headers, "content-length": str(len(body))}
             )
         await self._send({"type": "http.response.body", "body": body, "more_body": False})
+
+    def _taken(self) -> bytes:
+        held, self._held = self._held, []
+        return held[0] if len(held) == 1 else b"".join(held)
+
+    async def _begin_stream(self) -> None:
+        if not self._streams:
+            self._streams = True
+            await self._start(
+                200, {"content-type": "text/event-stream; charset=utf-8", "cache-control": "no-cache"}
+            )
 
     async def _start(self, status: int, headers: Mapping[str, str]) -> None:
         self._exchange.status = status

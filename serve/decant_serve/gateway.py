@@ -2,19 +2,22 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from decant_serve.access import Access
 from decant_serve.admission import Admission
-from decant_serve.batches import Batches
 from decant_serve.deadlines import Drain
 from decant_serve.engines.protocol import Engine
-from decant_serve.lookup import Lookup
 from decant_serve.metrics import Metrics
 from decant_serve.shards.collector import ShardCollector
 from decant_serve.supervisor import Supervisor
 from decant_serve.timing_log import TimingLog
 from decant_serve.tracing import Tracing, Untraced
+
+# Both bring a database along, which most servers have no use for.
+if TYPE_CHECKING:
+    from decant_serve.batches import Batches
+    from decant_serve.lookup import Lookup
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,7 +34,7 @@ class ServedModel:
     supervisor: Supervisor
     admission: Admission
     shards: ShardCollector | None = None
-    lookup: Lookup | None = None
+    lookup: "Lookup | None" = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,4 +57,4 @@ class Gateway:
     metrics: Metrics
     limits: Limits
     tracing: Tracing = field(default_factory=Untraced)
-    batches: Batches | None = None
+    batches: "Batches | None" = None

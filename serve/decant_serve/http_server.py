@@ -67,6 +67,8 @@ class HttpServer(uvicorn.Server):
                 lifespan="off",
                 log_config=None,
                 access_log=False,
+                # Who asked is told by its key; what a proxy says of it would be read for nothing.
+                proxy_headers=False,
                 server_header=False,
                 timeout_keep_alive=_KEEP_ALIVE_S,
                 timeout_graceful_shutdown=round(ready_gap_s + drain_limit_s) + _GRACE_S,

@@ -17,7 +17,7 @@ from starlette.datastructures import Headers
 from decant.ask import ask_key
 from decant.dataset import Row, read_rows
 from decant.errors import ConfigError, StoreError
-from decant.reviews import latest, read_reviews
+from decant.reviews import reviewed_answers
 from decant.store import Label, RequestStore, store_name
 from decant.task import normal_answer, split_thoughts
 from decant.wire import ChatRequest
@@ -80,8 +80,7 @@ class Lookup:
 
         An edited label holds the teacher's words and not the editor's whole answer: it is not given.
         """
-        labels = self._store.answers_to(ask, max_age_s=self._wanted.ttl_s)
-        decisions = latest(read_reviews(self._store, (label.key for label in labels)))
+        labels, decisions = reviewed_answers(self._store, ask, max_age_s=self._wanted.ttl_s)
         accepted = {of for of, review in decisions.items() if review.decision == "accept"}
         chosen = [label for label in labels if label.key in accepted]
         return chosen or [label for label in labels if label.key not in decisions]

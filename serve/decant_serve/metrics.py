@@ -27,11 +27,15 @@ class Histogram:
         self._counts: dict[Labels, list[int]] = {}
         self._sums: dict[Labels, float] = {}
 
-    def observe(self, labels: Labels, value: float) -> None:
-        """Counts one value."""
-        counts = self._counts.setdefault(labels, [0] * (len(self._bounds) + 1))
-        counts[bisect_left(self._bounds, value)] += 1
-        self._sums[labels] = self._sums.get(labels, 0.0) + value
+    def observe(self, labels: Labels, *values: float) -> None:
+        """Counts some values."""
+        counts = self._counts.get(labels)
+        if counts is None:
+            counts = self._counts[labels] = [0] * (len(self._bounds) + 1)
+            self._sums[labels] = 0.0
+        for value in values:
+            counts[bisect_left(self._bounds, value)] += 1
+        self._sums[labels] += sum(values)
 
     def lines(self) -> Iterable[str]:
         """The text format: cumulative buckets, sum and count."""
@@ -115,8 +119,9 @@ class Metrics:
         ):
             if value is not None:
                 histogram.observe(labels, value)
-        for gap_s in timing.itl_s:
-            self._itl.observe(labels, gap_s)
+        gaps_s = timing.itl_s
+        if gaps_s:
+            self._itl.observe(labels, *gaps_s)
         counted = {
             "prompt": timing.prompt_tokens,
             "completion": timing.completion_tokens,

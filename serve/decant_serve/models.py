@@ -7,7 +7,7 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
@@ -18,10 +18,12 @@ from decant_serve.admission import Admission
 from decant_serve.engines.protocol import Engine, EngineSettings, Pooling, build_engine
 from decant_serve.gateway import ServedModel
 from decant_serve.golden_check import check_golden
-from decant_serve.lookup import Lookup, Wanted, open_lookup, read_accepted
 from decant_serve.shards.collector import ShardCollector
 from decant_serve.supervisor import Supervisor
 from decant_serve.target import Target, find_target
+
+if TYPE_CHECKING:
+    from decant_serve.lookup import Lookup
 
 _engine_log = logging.getLogger("decant_serve.engine")
 
@@ -122,7 +124,7 @@ class Startup:
     engine: Engine
     supervisor: Supervisor
     shards: ShardCollector | None
-    lookup: Lookup | None
+    lookup: "Lookup | None"
 
     async def check(self) -> GoldenReport:
         """Starts the engine and re-runs the golden prompts; EngineError when it dies."""
@@ -200,9 +202,11 @@ def _find_target(config: ModelConfig) -> Target:
     return Target(config.model_name, "remote", None)
 
 
-def _lookup(config: ModelConfig) -> Lookup | None:
+def _lookup(config: ModelConfig) -> "Lookup | None":
     if config.lookup is None:
         return None
+    from decant_serve.lookup import Wanted, open_lookup, read_accepted
+
     wanted = Wanted(
         ttl_s=config.lookup_ttl_s,
         prompt_version=config.lookup_prompt_version,

@@ -94,6 +94,12 @@ def shutting_down() -> ApiFault:
     return ApiFault(503, message, type="server_error", code="shutting_down", headers=headers)
 
 
+def internal_error() -> ApiFault:
+    """A 500 for a fault of our own."""
+    message = "the gateway failed; its log says why"
+    return ApiFault(500, message, type="server_error", code="internal_error")
+
+
 def rate_limited(limit: str, wait_s: float, headers: Mapping[str, str]) -> ApiFault:
     """A 429: the key has used what it may for now."""
     message = f"This API key's limit of {limit} is reached; try again in {wait_s:.3g} s."

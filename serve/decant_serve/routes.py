@@ -17,7 +17,7 @@ from decant_serve.completions import Completions
 from decant_serve.front import Front
 from decant_serve.gateway import Gateway, ServedModel
 from decant_serve.metrics import CONTENT_TYPE, Reading
-from decant_serve.openai_errors import ApiFault, unknown_model
+from decant_serve.openai_errors import ApiFault, internal_error, unknown_model
 from decant_serve.openapi import openapi_document
 from decant_serve.pages import page_routes
 from decant_serve.recent import PATH as RECENT_PATH
@@ -36,6 +36,11 @@ def routed_app(gateway: Gateway) -> ASGIApp:
     """The same behind the front: whoever calls it has set `request_id` and `key` in `scope["state"]`."""
     pages = Pages(gateway)
     routes = [
+        # Tried in this order: what is asked most comes first.
+        Route(PATHS["chat"], Completions(gateway, "chat"), methods=["POST"]),
+        Route(PATHS["completions"], Completions(gateway, "completions"), methods=["POST"]),
+        Route(EMBEDDINGS_PATH, Completions(gateway, "embeddings"), methods=["POST"]),
+        Route(RESPONSES_PATH, Completions(gateway, "responses"), methods=["POST"]),
         Route("/health", pages.health),
         Route("/ready", pages.ready),
         Route("/metrics", pages.metrics),
@@ -44,10 +49,6 @@ def routed_app(gateway: Gateway) -> ASGIApp:
         Route("/v1/models/{model:path}", pages.model),
         Route(RECENT_PATH, RecentRequests(gateway.timings).answer),
         Route("/v1/requests/{request_id:path}/timing", pages.timing),
-        Route(PATHS["chat"], Completions(gateway, "chat"), methods=["POST"]),
-        Route(PATHS["completions"], Completions(gateway, "completions"), methods=["POST"]),
-        Route(EMBEDDINGS_PATH, Completions(gateway, "embeddings"), methods=["POST"]),
-        Route(RESPONSES_PATH, Completions(gateway, "responses"), methods=["POST"]),
         *page_routes(),
         *batch_routes(gateway.batches, file_limit_bytes=gateway.limits.file_limit_bytes),
     ]
@@ -188,6 +189,4 @@ async def _refused(_: Request, error: Exception) -> Response:
 
 async def _server_error(_: Request, error: Exception) -> Response:
     _log.error("event=gateway-error", exc_info=error)
-    return ApiFault(
-        500, "the gateway failed; its log says why", type="server_error", code="internal_error"
-    ).response()
+    return internal_error().response()

@@ -1,6 +1,7 @@
 """`decant serve MODEL`: models behind one OpenAI-compatible endpoint."""
 
 import asyncio
+import gc
 import ipaddress
 import logging
 import os
@@ -14,14 +15,13 @@ from contextlib import AbstractAsyncContextManager, AsyncExitStack, contextmanag
 from functools import partial
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pydantic import Field, model_validator
 
 from decant.errors import ConfigError, EndpointError
 from decant.files import write_json
 from decant_serve.access import Access, load_access
-from decant_serve.batches import Batches
 from decant_serve.deadlines import Drain
 from decant_serve.gateway import Gateway, Limits, ServedModel
 from decant_serve.http_server import HttpServer
@@ -30,6 +30,9 @@ from decant_serve.models import ModelConfig, ModelTable, Startup, find_models
 from decant_serve.routes import gateway_app, routed_app
 from decant_serve.timing_log import TimingLog
 from decant_serve.tracing import Tracing, open_tracing
+
+if TYPE_CHECKING:
+    from decant_serve.batches import Batches
 
 # A Unix socket's path is limited to 108 bytes.
 _SOCKET_PATH_BYTES = 100
@@ -144,6 +147,10 @@ async def _serve(config: ServeConfig, gateway: Gateway, listener: socket.socket)
     )
     host, port = listener.getsockname()[:2]
     with server.capture_signals():
+        # What the start left lives as long as the process: a collection that walks all of it again and again
+        # would hold up every stream for tens of milliseconds.
+        gc.collect()
+        gc.freeze()
         _announce(config, gateway, base_url=f"http://{_reachable(host)}:{port}/v1")
         try:
             await server.serve(sockets=[listener])
@@ -186,9 +193,11 @@ def _gateway(config: ServeConfig, served: Sequence[ServedModel], access: Access,
     )
 
 
-def _kept_batches(config: ServeConfig) -> Batches | None:
+def _kept_batches(config: ServeConfig) -> "Batches | None":
     if config.batches is None:
         return None
+    from decant_serve.batches import Batches
+
     return Batches(config.batches, concurrency=sum(table.parallel for table in config.tables()))
 
 

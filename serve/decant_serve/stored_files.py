@@ -6,6 +6,7 @@ import uuid
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from itertools import count
 from pathlib import Path
 from typing import IO, Any
 
@@ -18,7 +19,10 @@ _CONTENT = ".content"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StoredFile:
-    """One file; `owner` is the name of the API key that it belongs to. Times are seconds since the epoch."""
+    """One file; `owner` is the name of the API key that it belongs to. Times are seconds since the epoch.
+
+    `sequence` counts the files of a folder: it tells apart those of one second.
+    """
 
     id: str
     owner: str | None
@@ -27,6 +31,7 @@ class StoredFile:
     size_bytes: int
     created_at: int
     expires_at: int | None
+    sequence: int = 0
 
     def to_wire(self) -> dict[str, Any]:
         """OpenAI's file object."""
@@ -61,6 +66,8 @@ class FileBox:
         self._clock = clock
         folder.mkdir(parents=True, exist_ok=True)
         self._files = {one["id"]: StoredFile(**one) for one in read_objects(folder)}
+        # A counter and no number: files come from several threads.
+        self._sequence = count(1 + max((file.sequence for file in self._files.values()), default=0))
         for content in folder.glob(f"*{_CONTENT}"):
             # A kill may come between a file's content and its JSON; nobody was told of such a file.
             if content.name.removesuffix(_CONTENT) not in self._files:
@@ -89,6 +96,7 @@ class FileBox:
             size_bytes=size_bytes,
             created_at=now,
             expires_at=None if about.expires_in_s is None else now + about.expires_in_s,
+            sequence=next(self._sequence),
         )
         write_json(self._folder / f"{file_id}.json", asdict(stored))
         self._files[file_id] = stored
@@ -103,7 +111,7 @@ class FileBox:
         """An owner's files, the newest first."""
         self.sweep()
         own = [file for file in self._files.values() if file.owner == owner]
-        return sorted(own, key=lambda file: (file.created_at, file.id), reverse=True)
+        return sorted(own, key=lambda file: (file.created_at, file.sequence), reverse=True)
 
     def path(self, file_id: str) -> Path:
         """Where the content lies."""

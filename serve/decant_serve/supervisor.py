@@ -15,6 +15,7 @@ import httpx
 from decant.errors import EngineError
 from decant.processes import end_with_parent
 from decant_serve.calls import Features
+from decant_serve.engine_client import EngineClient
 from decant_serve.engines.protocol import Engine, Launch
 
 _log = logging.getLogger(__name__)
@@ -35,7 +36,8 @@ State = Literal["stopped", "starting", "ready", "restarting"]
 class Supervisor:
     """Owns an engine's process and the connections to it. One at a time; `start` first, `stop` last.
 
-    `echo` gets every line that the engine prints.
+    `echo` gets every line that the engine prints. What clients ask goes through `requests`, what the gateway
+    itself wants to know at start-up through `client`.
     """
 
     def __init__(self, engine: Engine, *, start_limit_s: float, echo: Callable[[str], None]) -> None:
@@ -48,6 +50,7 @@ class Supervisor:
         self._reader: asyncio.Task[None] | None = None
         self._watcher: asyncio.Task[None] | None = None
         self.client = _connect(engine)
+        self.requests = EngineClient(self._description.upstream)
         self.state: State = "stopped"
         self.features = NO_FEATURES
         self.restarts = 0
@@ -72,6 +75,7 @@ class Supervisor:
             await asyncio.gather(self._watcher, return_exceptions=True)
             self._watcher = None
         await self._end_process()
+        self.requests.close()
         await self.client.aclose()
 
     async def explain(self, error: EngineError) -> EngineError:

@@ -201,3 +201,27 @@ async def test_what_the_kernel_cannot_stamp_is_said_to_be_stamped_when_read(
 def test_a_key_that_no_header_can_carry_is_refused_before_the_run() -> None:
     with pytest.raises(ConfigError, match="characters that a header cannot carry"):
         WireClient("http://127.0.0.1:9/v1", api_key="secret\n", timeout_s=1.0)
+
+
+async def test_both_clients_ask_the_same_and_neither_for_several_answers() -> None:
+    asked: list[dict[str, Any]] = []
+
+    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        head = (await reader.readuntil(b"\r\n\r\n")).lower()
+        asked.append(
+            json.loads(await reader.readexactly(int(head.partition(b"content-length: ")[2].split()[0])))
+        )
+        writer.write(HEAD + event("hi") + END)
+        writer.close()
+
+    request = {**REQUEST, "stream_options": {"include_obfuscation": False}}
+    server = await asyncio.start_server(answer, "127.0.0.1", 0)
+    url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}/v1"
+    async with server:
+        for kind in (WireClient, OpenAIClient):
+            async with kind(url, api_key=None, timeout_s=30.0) as client:
+                assert (await client.chat(request)).text == "hi"
+                with pytest.raises(ConfigError, match="n=2"):
+                    await client.chat({**request, "n": 2})
+    assert asked[0] == asked[1]
+    assert asked[0]["stream_options"] == {"include_usage": True, "include_obfuscation": False}

@@ -46,6 +46,11 @@ def test_importing_a_verb_imports_no_heavy_library(verb: str) -> None:
     assert not loaded & set(HEAVY)
 
 
+def test_serving_imports_no_database_before_it_is_asked_for_one() -> None:
+    code = "import sys; from decant.cli import load_verb; load_verb('serve'); print(*sys.modules)"
+    assert "sqlalchemy" not in _run(code).stdout.split()
+
+
 @pytest.mark.parametrize("verb", VERBS)
 def test_a_verb_explains_itself(verb: str, repository: Path) -> None:
     outcome = _run("import sys; from decant.cli import main; main(sys.argv[1:])", verb, "--help")

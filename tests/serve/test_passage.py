@@ -2,6 +2,7 @@
 
 import pytest
 
+from decant_serve.openai_errors import ApiFault
 from decant_serve.passage import Passage
 
 ROLE = b'data: {"choices":[{"index":0,"delta":{"role":"assistant","content":""},"finish_reason":null}]}\n\n'
@@ -53,6 +54,12 @@ def test_carriage_returns_end_events_too() -> None:
     passage = Passage(wants_usage=False)
     assert passage.take((HELLO + DONE).replace(b"\n", b"\r\n"), 0.0).count(b"\r\n\r\n") == 2
     assert passage.is_done
+
+
+def test_an_event_that_never_ends_does_not_fill_the_memory() -> None:
+    passage = Passage(wants_usage=False)
+    with pytest.raises(ApiFault, match="without an end"):
+        passed(passage, b"data: " + b"x" * 2**25, 2**22)
 
 
 def test_usage_beside_content_is_read_and_passed() -> None:

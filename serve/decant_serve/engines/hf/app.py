@@ -124,7 +124,7 @@ class HfApp:
             events = self._stream(job, answer, wants_usage=body.include_usage)
             return StreamingResponse(events, media_type="text/event-stream")
         try:
-            return JSONResponse(await while_connected(request, self._whole(job, answer)))
+            return JSONResponse(await while_connected(request.receive, self._whole(job, answer)))
         except ClientGone:
             return Response(status_code=499)
 
