@@ -33,6 +33,7 @@ _ENGINES_BY_KIND: Mapping[str, tuple[str, ...]] = {
     "script": ("scripted",),
     "remote": ("openai",),
 }
+_POOLING_ENGINES = ("llamacpp", "transformers")
 
 
 class ModelConfig(Config):
@@ -65,7 +66,8 @@ class ModelConfig(Config):
         default="check", description="re-run the artifact's golden prompts first"
     )
     pooling: Pooling = Field(
-        default="off", description="how token states become embeddings; opens /v1/embeddings (llamacpp)"
+        default="off",
+        description="how token states become embeddings; opens /v1/embeddings (llamacpp, transformers)",
     )
     base_url: str | None = Field(default=None, description="remote endpoint, with its /v1 (openai engine)")
     api_key_env: str | None = Field(default=None, description="environment variable with the remote API key")
@@ -217,8 +219,9 @@ def _engine_name(config: ModelConfig, target: Target) -> str:
     if config.engine not in ("auto", *fitting):
         raise ConfigError(f"the {config.engine} engine cannot serve {config.model}, a {target.kind} model")
     name = fitting[0] if config.engine == "auto" else config.engine
-    if config.pooling != "off" and name != "llamacpp":
-        raise ConfigError(f"pooling is for the llamacpp engine; the {name} engine does not take it")
+    if config.pooling != "off" and name not in _POOLING_ENGINES:
+        engines = " and ".join(_POOLING_ENGINES)
+        raise ConfigError(f"pooling is for the engines {engines}; the {name} engine does not take it")
     return name
 
 

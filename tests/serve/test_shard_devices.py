@@ -1,8 +1,7 @@
-"""From a device's events to a request's timing: vLLM and the device are stand-ins, all between is the real thing."""
+"""From a device's events to a request's timing: only vLLM and the device are stand-ins."""
 
 import importlib
 import sys
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
@@ -135,7 +134,7 @@ class Worker(RecordingWorker, VllmWorker):
 
 
 @pytest.fixture
-def ranks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+def ranks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     """Warms up two ranks, each in a "process" with its own tensor-parallel group."""
     monkeypatch.setenv(FOLDER_VARIABLE, str(tmp_path))
 
@@ -151,7 +150,7 @@ def ranks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
             workers[-1].compile_or_warm_up_model()
         return workers
 
-    yield make
+    return make
 
 
 def run(workers: list[Worker], steps: int) -> None:

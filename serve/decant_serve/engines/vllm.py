@@ -16,8 +16,8 @@ from decant.golden import Observation
 from decant_serve.calls import Features
 from decant_serve.engines.local import HOST, ask, is_healthy
 from decant_serve.engines.protocol import EngineDescription, EngineSettings, Launch, Upstream
-from decant_serve.engines.vllm_tools import tool_parser
 from decant_serve.engines.vllm_runtime import CpuPlan, VllmRuntime, cpu_plan, find_runtime
+from decant_serve.engines.vllm_tools import tool_parser
 from decant_serve.shards.collector import ShardSource
 from decant_serve.shards.recording import FOLDER_VARIABLE
 
@@ -34,7 +34,7 @@ _SAMPLING = frozenset(
         *("presence_penalty", "frequency_penalty", "repetition_penalty", "logit_bias"),
     }
 )
-# `response_format` makes nothing of a text completion.
+# OpenAI has no `response_format` in text completions, and nothing checks the schema of one there.
 FEATURES = Features(
     chat=_SAMPLING | {"max_completion_tokens", "top_logprobs", "response_format"}, completions=_SAMPLING
 )
@@ -92,7 +92,7 @@ class Vllm:
         return Launch(command, environment)
 
     async def probe(self, client: httpx.AsyncClient) -> Features | None:
-        """It listens once the model is loaded. Tools need one of its parsers to find the calls in the text."""
+        """It listens once the model is loaded. Tools need a parser that finds the calls in the text."""
         if not await is_healthy(client):
             return None
         return TOOL_FEATURES if tool_parser(self._model) else FEATURES
