@@ -13,7 +13,7 @@ import pytest
 
 from decant.errors import ConfigError, EngineError
 from decant_serve.breakdown import break_down
-from decant_serve.engines.protocol import EngineSettings
+from decant_serve.engines.protocol import GATEWAY_KEEPS_IDLE_S, EngineSettings
 from decant_serve.engines.vllm import Vllm, build
 from decant_serve.engines.vllm_runtime import VllmRuntime, cpu_plan, find_runtime
 from decant_serve.openai_errors import from_engine
@@ -96,6 +96,15 @@ def test_the_command_line_says_what_is_served_where_and_over_how_many_ranks(
     rings = Path(launch.environment["DECANT_SHARDS_FOLDER"])
     assert rings.stat().st_mode & 0o777 == 0o700
     rings.rmdir()
+
+
+def test_the_engine_keeps_idle_connections_longer_than_the_gateway_does(
+    settings: Callable[..., EngineSettings],
+) -> None:
+    asked = settings(shard_timing=False)
+    kept_s = int(Vllm(asked, RUNTIME, None).launch().environment["VLLM_HTTP_TIMEOUT_KEEP_ALIVE"])
+    # With vLLM's own 5 s, a request that met the closing of its connection was a 503.
+    assert kept_s > GATEWAY_KEEPS_IDLE_S
 
 
 def test_only_this_package_is_put_into_the_other_environment(settings: Callable[..., EngineSettings]) -> None:

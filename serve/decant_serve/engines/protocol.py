@@ -20,7 +20,10 @@ ENGINES: Mapping[str, str] = {
     "openai": "decant_serve.engines.openai:build",
     "scripted": "decant_serve.engines.scripted:build",
 }
-
+# A connection is closed by who would use it next, the gateway: a request that crosses the engine's closing of
+# it, as one does when the engine's process was kept from its core for a while, is lost.
+GATEWAY_KEEPS_IDLE_S = 30
+ENGINE_KEEPS_IDLE_S = 75
 
 Pooling = Literal["off", "model", "mean", "last", "cls"]
 """How token states become one embedding; "model" is as the model file says, "off" gives none."""

@@ -15,7 +15,13 @@ from decant.errors import ConfigError, EngineError
 from decant.golden import Observation
 from decant_serve.calls import Features
 from decant_serve.engines.local import HOST, ask, is_healthy
-from decant_serve.engines.protocol import EngineDescription, EngineSettings, Launch, Upstream
+from decant_serve.engines.protocol import (
+    ENGINE_KEEPS_IDLE_S,
+    EngineDescription,
+    EngineSettings,
+    Launch,
+    Upstream,
+)
 from decant_serve.engines.vllm_runtime import CpuPlan, VllmRuntime, cpu_plan, find_runtime
 from decant_serve.engines.vllm_tools import tool_parser
 from decant_serve.shards.collector import ShardSource
@@ -39,10 +45,6 @@ FEATURES = Features(
     chat=_SAMPLING | {"max_completion_tokens", "top_logprobs", "response_format"}, completions=_SAMPLING
 )
 TOOL_FEATURES = replace(FEATURES, chat=FEATURES.chat | {"tools", "tool_choice", "parallel_tool_calls"})
-
-# Longer than the gateway keeps an idle connection: whoever closes one must be who would use it next, or a
-# request that crosses the closing is lost.
-_KEEP_ALIVE_S = 75
 
 
 def build(settings: EngineSettings) -> "Vllm":
@@ -80,7 +82,7 @@ class Vllm:
         environment = {
             "HF_HUB_OFFLINE": "1",
             "VLLM_NO_USAGE_STATS": "1",
-            "VLLM_HTTP_TIMEOUT_KEEP_ALIVE": str(_KEEP_ALIVE_S),
+            "VLLM_HTTP_TIMEOUT_KEEP_ALIVE": str(ENGINE_KEEPS_IDLE_S),
             "TOKENIZERS_PARALLELISM": "false",
             **(self._plan.environment if self._plan else {}),
         }

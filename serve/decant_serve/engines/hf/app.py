@@ -23,6 +23,7 @@ from decant_serve.engines.hf.loading import LoadedModel, load
 from decant_serve.engines.hf.sampling import Sampling
 from decant_serve.engines.hf.scheduler import Broken, Job, Piece, Scheduler
 from decant_serve.engines.hf.vectors import EmbeddingJob
+from decant_serve.engines.protocol import ENGINE_KEEPS_IDLE_S
 from decant_serve.engines.transformers import OBSERVE_PATH, ModelSettings
 from decant_serve.openai_errors import ApiFault, refusal, unavailable
 
@@ -253,7 +254,7 @@ def main() -> None:
     scheduler = Scheduler(loaded, parallel=settings.parallel)
     scheduler.start()
     app = HfApp(loaded, scheduler, model=settings.name).app()
-    uvicorn.run(app, uds=settings.socket, log_level="warning", timeout_keep_alive=75)
+    uvicorn.run(app, uds=settings.socket, log_level="warning", timeout_keep_alive=ENGINE_KEEPS_IDLE_S)
     scheduler.stop()
 
 
