@@ -15,7 +15,7 @@ from decant.config import Config, OptionalInputPath
 from decant.errors import ConfigError, EngineError
 from decant.golden import GoldenReport
 from decant_serve.admission import Admission
-from decant_serve.engines.protocol import Engine, EngineSettings, Pooling, build_engine
+from decant_serve.engines.protocol import Engine, EngineSettings, Pooling, ShardTimingMode, build_engine
 from decant_serve.gateway import ServedModel
 from decant_serve.golden_check import check_golden
 from decant_serve.lookup import Lookup, Wanted, open_lookup, read_accepted
@@ -59,8 +59,9 @@ class ModelConfig(Config):
     engine_python: Path | None = Field(
         default=None, description="Python interpreter of the environment that has the engine (vllm engine)"
     )
-    shard_timing: Literal["on", "off"] = Field(
-        default="on", description="time every rank of every engine step (vllm engine)"
+    shard_timing: ShardTimingMode = Field(
+        default="on",
+        description="time every rank of every engine step; eager gives up CUDA graphs to split them (vllm)",
     )
     golden: Literal["check", "skip"] = Field(
         default="check", description="re-run the artifact's golden prompts first"
@@ -237,7 +238,7 @@ def _settings(config: ModelConfig, target: Target, socket: Path, threads: int) -
         parallel=config.parallel,
         tensor_parallel_size=config.tensor_parallel_size,
         python=config.engine_python,
-        shard_timing=config.shard_timing == "on",
+        shard_timing=config.shard_timing,
         remote_url=config.base_url,
         pooling=config.pooling,
         api_key=key,

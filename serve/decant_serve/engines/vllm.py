@@ -132,7 +132,7 @@ class Vllm:
 
 def off_reason(settings: EngineSettings, runtime: VllmRuntime) -> str | None:
     """Why the ranks are not timed; None where they are."""
-    if not settings.shard_timing:
+    if settings.shard_timing == "off":
         return "turned off by shard_timing"
     if runtime.version not in TESTED_VERSIONS:
         tested = ", ".join(TESTED_VERSIONS)
@@ -157,7 +157,9 @@ def server_command(
     if parser is not None:
         command += ["--enable-auto-tool-choice", "--tool-call-parser", parser]
     if plan is not None:
-        command += ["--dtype", plan.dtype, "--enforce-eager"]
+        command += ["--dtype", plan.dtype]
+    if plan is not None or settings.shard_timing == "eager":
+        command += ["--enforce-eager"]
     if worker_class is not None:
         command += ["--worker-cls", worker_class]
     return tuple(command)
