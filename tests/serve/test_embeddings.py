@@ -43,7 +43,7 @@ def server(
 @pytest.fixture(scope="module")
 def llamacpp_embedder(serve_for_session: Serve, tiny_gguf: Path) -> Iterator[Any]:
     """The tiny model's mean states, out of its GGUF file."""
-    with serve_for_session(tiny_gguf, "--parallel", 4, "--pooling", "mean") as running:
+    with serve_for_session(tiny_gguf, "--parallel", 4, "--context", 512, "--pooling", "mean") as running:
         yield running
 
 
@@ -60,6 +60,9 @@ def transformers_embedder(
     folder = tiny_model.save(tmp_path_factory.mktemp("pooled") / "tiny", breaking=say)
     with serve_for_session(folder, "--parallel", 4, "--pooling", "model") as running:
         yield running
+
+
+CROWD = ["cat " * length for length in (3, 300, 40, 200, 1, 450)]
 
 
 def embed(server: Any, given: Any, **options: Any) -> Any:
@@ -139,32 +142,25 @@ def test_chats_go_on_as_before_beside_embeddings(server: Any) -> None:
     assert server.chat("hello cat 12", max_tokens=2).status_code == 200
 
 
-@pytest.mark.parametrize("pooling", ["mean", "last"])
-def test_llama_cpp_gives_each_text_of_a_crowd_the_vector_that_it_has_alone(
-    serve: Serve, tiny_gguf: Path, pooling: str
-) -> None:
-    texts = ["cat " * length for length in (3, 300, 40, 200, 1, 450)]
-    with serve(tiny_gguf, "--pooling", pooling, "--parallel", 4, "--context", 512) as server:
-        together = [item["embedding"] for item in embed(server, texts).json()["data"]]
-        for text, found in zip(texts, together, strict=True):
+def test_the_last_states_of_a_crowd_are_those_of_each_text_alone(serve: Serve, tiny_gguf: Path) -> None:
+    with serve(tiny_gguf, "--pooling", "last", "--parallel", 4, "--context", 512) as server:
+        together = [item["embedding"] for item in embed(server, CROWD).json()["data"]]
+        for text, found in zip(CROWD, together, strict=True):
             assert found == pytest.approx(vector(server, text), abs=1e-3)
-        longer = embed(server, "cat " * 600)
-        assert longer.status_code == 400
-        assert longer.json()["error"]["code"] == "context_length_exceeded"
 
 
 def test_both_engines_find_the_same_vectors_alone_and_in_a_crowd(
     llamacpp_embedder: Any, transformers_embedder: Any
 ) -> None:
-    texts = ["cat " * length for length in (3, 300, 40, 200, 1, 450)]
-    alone = [vector(llamacpp_embedder, text) for text in texts]
-    together = [item["embedding"] for item in embed(transformers_embedder, texts).json()["data"]]
-    for one, other in zip(alone, together, strict=True):
-        # The GGUF file holds the weights in 16 bits.
-        assert sum(a * b for a, b in zip(one, other, strict=True)) == pytest.approx(1.0, abs=2e-4)
-    longer = embed(transformers_embedder, ["cat", "cat " * 600])
-    assert longer.status_code == 400
-    assert longer.json()["error"]["code"] == "context_length_exceeded"
+    alone = [vector(llamacpp_embedder, text) for text in CROWD]
+    for server in (llamacpp_embedder, transformers_embedder):
+        together = [item["embedding"] for item in embed(server, CROWD).json()["data"]]
+        for one, other in zip(alone, together, strict=True):
+            # The GGUF file holds the weights in 16 bits.
+            assert sum(a * b for a, b in zip(one, other, strict=True)) == pytest.approx(1.0, abs=2e-4)
+        longer = embed(server, ["cat", "cat " * 600])
+        assert longer.status_code == 400
+        assert longer.json()["error"]["code"] == "context_length_exceeded"
 
 
 @pytest.mark.parametrize(("pooling", "place"), [("last", -1), ("cls", 0)])

@@ -12,7 +12,7 @@ pytestmark = pytest.mark.timeout(240)
 README = Path(__file__).parents[2] / "serve/README.md"
 ENGINES = ["scripted", "openai", "llamacpp", "transformers", pytest.param("vllm", marks=pytest.mark.vllm)]
 QUESTION = "the mat said 3 4"
-TOKENS = 24
+TOKENS = 16
 TOOL: dict[str, Any] = {"type": "function", "function": {"name": "pick", "parameters": {"type": "object"}}}
 YES = {"type": "object", "properties": {"yes": {"type": "boolean"}}, "required": ["yes"]}
 FORMAT = {

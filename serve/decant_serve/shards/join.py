@@ -6,7 +6,7 @@ shortest stay is what communication took, and whatever another rank stayed longe
 
 from collections import OrderedDict
 from collections.abc import Sequence
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from decant.timing import RankTiming
 from decant_serve.shards.steps import Member, RankStep
@@ -15,8 +15,8 @@ _NS = 1e-9
 _PENDING_LIMIT = 4096
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class JoinedStep:
+# A named tuple, as what it is made of: there is one for every step.
+class JoinedStep(NamedTuple):
     """One engine step over all ranks; `begin_s` and `end_s` are the first rank's, on the monotonic clock.
 
     `busy_s` is how long it kept the engine: the longest forward of any rank; `tokens` are those of all its
@@ -48,11 +48,11 @@ def split_ranks(records: Sequence[RankStep]) -> tuple[RankTiming, ...]:
     """
     stays_ns = [record.durations_ns for record in records]
     held_up_ns = [0] * len(records)
-    comm_ns = 0
-    for stays in zip(*stays_ns, strict=True):
-        shortest = min(stays)
-        comm_ns += shortest
-        held_up_ns[stays.index(shortest)] += max(stays) - shortest
+    columns = list(zip(*stays_ns, strict=True))
+    shortest_ns = list(map(min, columns))
+    comm_ns = sum(shortest_ns)
+    for stays, shortest, longest in zip(columns, shortest_ns, map(max, columns), strict=True):
+        held_up_ns[stays.index(shortest)] += longest - shortest
     return tuple(
         RankTiming(
             rank=record.rank,

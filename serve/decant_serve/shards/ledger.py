@@ -7,14 +7,14 @@ time among its requests by tokens, so that the shares of all requests sum to the
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from itertools import pairwise
-from typing import Any
+from typing import Any, NamedTuple
 
 from decant.timing import RankTiming
 from decant_serve.shards.join import JoinedStep
 
 
-@dataclass(frozen=True, slots=True)
-class MemberStep:
+# A named tuple, as the step in it: there is one for every request in every step.
+class MemberStep(NamedTuple):
     """A step that a request took part in."""
 
     step: JoinedStep
