@@ -168,7 +168,7 @@ class Client:
         sent_s = time.perf_counter()
         self._socket.sendall(request)
         received, ended_s = b"", sent_s
-        while not _is_whole(received):
+        while not is_whole(received):
             part, ended_s = receive(self._socket, _READ_BYTES)
             if not part:
                 raise SystemExit(f"the server closed the connection\n{self._served.log_tail}")
@@ -176,7 +176,7 @@ class Client:
         return received, sent_s, ended_s
 
 
-def _is_whole(received: bytes) -> bool:
+def is_whole(received: bytes) -> bool:
     """Whether an answer has come to its end: a stream with its last chunk, a refusal with its length."""
     head, _, body = received.partition(b"\r\n\r\n")
     length = _LENGTH.search(head)
