@@ -29,6 +29,7 @@ _READ_BYTES = 65536
 _LENGTH = re.compile(rb"(?i)\r\ncontent-length: *(\d+)")
 _REQUEST_ID = re.compile(rb"(?i)\r\nx-request-id: *(\S+)")
 _TOKENS = re.compile(rb'"completion_tokens": ?(\d+)')
+_LAST_EVENT = b"data: [DONE]"
 _QUESTION = "the cat sat on the mat"
 
 
@@ -54,7 +55,7 @@ class Served:
 
 @dataclass(frozen=True, slots=True)
 class Streamed:
-    """What a client saw of one answer: when its request left, and when the last byte came."""
+    """What a client saw of one answer: when its request left, and when its last event came."""
 
     request_id: str
     tokens: int
@@ -64,7 +65,7 @@ class Streamed:
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """One timing record, and when the client's request left and its answer's last byte came.
+    """One timing record, and when the client's request left and its answer's last event came.
 
     Seconds on the machine's monotonic clock, which the record's `actual_s` is read from, too.
     """
@@ -169,9 +170,11 @@ class Client:
         self._socket.sendall(request)
         received, ended_s = b"", sent_s
         while not is_whole(received):
-            part, ended_s = receive(self._socket, _READ_BYTES)
+            part, arrived_s = receive(self._socket, _READ_BYTES)
             if not part:
                 raise SystemExit(f"the server closed the connection\n{self._served.log_tail}")
+            # An answer is over with its last event; that no chunk follows may be said later.
+            ended_s = ended_s if _LAST_EVENT in received else arrived_s
             received += part
         return received, sent_s, ended_s
 

@@ -106,7 +106,7 @@ def _pooling(folder: Path, asked: Pooling) -> Pooling:
         return asked
     file = folder / _POOLING_FILE
     told: dict[str, Any] = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
-    found = [how for name, how in _POOLING_NAMES.items() if told.get(name)]
+    found: list[Pooling] = [how for name, how in _POOLING_NAMES.items() if told.get(name)]
     if len(found) != 1:
         raise ConfigError(
             f"{folder}: says nothing of its pooling in {_POOLING_FILE}; give --pooling mean, last or cls"
