@@ -2,7 +2,7 @@
 
 `stragglers` (about 3 minutes) keeps one rank busy for 5 and 20 ms before each forward and prints who computed
 and who waited, whether every step sums to its forward, and what of a client's latency is unexplained. `cost`
-(about 6 minutes) prints throughput with rank timing over throughput without. `waterfall` (about 2 minutes)
+(about 10 minutes) prints throughput with rank timing over throughput without. `waterfall` (about 2 minutes)
 writes one request's waterfall, as text and as the page shows it, into a folder. Each ends after --limit-s.
 
 Run it from `benchmarks/` on a machine that does nothing else: on a CPU every rank spins on a core of its own.
@@ -37,14 +37,24 @@ def stragglers(asked: argparse.Namespace, folder: Path) -> None:
 def cost(asked: argparse.Namespace, folder: Path) -> None:
     """Throughput on over off; each start brings both engines up anew, in the other order."""
     pairs: list[Pair] = []
-    for start in range(asked.starts):
-        with ExitStack() as stack:
-            sides: dict[bool, Side] = {}
-            for timed in (True, False) if start % 2 else (False, True):
-                served = stack.enter_context(serving(asked, folder / f"timed-{timed}", timed=timed))
-                sides[timed] = Side(served, stack)
-            pairs += in_turns(sides[True], sides[False], rounds=asked.rounds, requests=asked.requests)
-        _say(ratio_line(pairs, starts=start + 1, requests=asked.requests))
+    try:
+        for start in range(asked.starts):
+            _one_start(asked, folder, start, pairs)
+    finally:
+        if len(pairs) > 1:
+            _say("", ratio_line(pairs, requests=asked.requests))
+
+
+def _one_start(asked: argparse.Namespace, folder: Path, start: int, pairs: list[Pair]) -> None:
+    """Both engines up, and all rounds of them; each is printed as it comes."""
+    with ExitStack() as stack:
+        sides: dict[bool, Side] = {}
+        for timed in (True, False) if start % 2 else (False, True):
+            served = stack.enter_context(serving(asked, folder / f"timed-{timed}", timed=timed))
+            sides[timed] = Side(served, stack)
+        for pair in in_turns(sides[True], sides[False], rounds=asked.rounds, requests=asked.requests):
+            pairs.append(pair)
+            _say(f"start {start + 1}, round {len(pairs)}: on {pair.on:.0f}, off {pair.off:.0f} tokens/s")
 
 
 def waterfall(asked: argparse.Namespace, folder: Path) -> None:
@@ -77,7 +87,7 @@ def _arguments() -> argparse.Namespace:
         "--rounds", type=int, default=20, help="answers under each delay; rounds of each start"
     )
     parser.add_argument("--starts", type=int, default=2, help="starts of both engines (cost)")
-    parser.add_argument("--requests", type=int, default=32, help="answers per round and side (cost)")
+    parser.add_argument("--requests", type=int, default=64, help="answers per round and side (cost)")
     parser.add_argument("--output", type=Path, default=Path(), help="folder for the waterfall")
     parser.add_argument("--limit-s", type=int, default=900, help="hard limit of time")
     return parser.parse_args()

@@ -3,7 +3,7 @@
 import math
 import statistics
 import time
-from collections.abc import Sequence
+from collections.abc import Generator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -46,18 +46,16 @@ class Side:
         return tokens / (time.perf_counter() - began_s)
 
 
-def in_turns(on: Side, off: Side, *, rounds: int, requests: int) -> list[Pair]:
+def in_turns(on: Side, off: Side, *, rounds: int, requests: int) -> Generator[Pair]:
     """Rounds of both, each round in the other order than the one before; the first is thrown away."""
-    pairs: list[Pair] = []
     for number in range(rounds + 1):
         sides = (on, off) if number % 2 else (off, on)
         found = {side: side.tokens_per_s(requests) for side in sides}
         if number:
-            pairs.append(Pair(found[on], found[off]))
-    return pairs
+            yield Pair(found[on], found[off])
 
 
-def ratio_line(pairs: Sequence[Pair], *, starts: int, requests: int) -> str:
+def ratio_line(pairs: Sequence[Pair], *, requests: int) -> str:
     """The geometric mean of the rounds' ratios, with a bootstrap interval over rounds."""
     difference = paired_difference(
         [math.log(pair.off) for pair in pairs], [math.log(pair.on) for pair in pairs], seed=_SEED
@@ -68,7 +66,5 @@ def ratio_line(pairs: Sequence[Pair], *, starts: int, requests: int) -> str:
     rates = [f"{statistics.median(side):.0f}" for side in zip(*((p.on, p.off) for p in pairs), strict=True)]
     told = f"Throughput with rank timing on is {ratio:.3f} of off ({low:.3f} to {high:.3f}, 95 %; medians"
     sides = f"{len(pairs)} rounds of {requests} answers of at most {TOKENS} tokens on each side, in turns"
-    told += (
-        f" {rates[0]} and {rates[1]} tokens/s): {sides}, {CLIENTS} clients, {starts} starts of both engines."
-    )
+    told += f" {rates[0]} and {rates[1]} tokens/s): {sides}, {CLIENTS} clients."
     return told

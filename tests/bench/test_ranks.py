@@ -64,7 +64,7 @@ def test_what_no_stage_explains_is_placed() -> None:
 
 def test_the_ratio_is_that_of_rounds_beside_each_other() -> None:
     pairs = [Pair(on=0.99 * speed, off=speed) for speed in (100.0, 300.0, 50.0)]
-    told = ratio_line(pairs, starts=1, requests=8)
+    told = ratio_line(pairs, requests=8)
     assert told.startswith("Throughput with rank timing on is 0.990 of off (0.990 to 0.990, 95 %")
 
 
