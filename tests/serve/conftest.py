@@ -357,9 +357,7 @@ def vllm_options() -> tuple[object, ...]:
 
 
 @pytest.fixture(scope="session")
-def vllm_server(
-    serve_for_session: Serve, tiny_folder: Path, vllm_options: tuple[object, ...]
-) -> Iterator[Server]:
+def vllm_server(serve_for_session: Serve, tiny_folder: Path, vllm_options: Any) -> Iterator[Server]:
     """The tiny model on the vllm engine."""
     with serve_for_session(tiny_folder, *vllm_options) as running:
         running.http.timeout = 120.0
