@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from decant.arrival import Received, stamp_arrivals
-from decant_bench.wire_connection import ConnectionBroken, WireConnection
+from decant.wire_connection import ConnectionBroken, WireConnection
 
 _CONTENT = re.compile(rb'"content": ?"[^"]')
 _TOKENS = re.compile(rb'"completion_tokens": ?(\d+)')

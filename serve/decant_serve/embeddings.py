@@ -44,7 +44,7 @@ def read_embeddings(raw: bytes, body: dict[str, Any], *, engine: str, features: 
     if not features.embeddings:
         message = (
             f"the {engine} engine gives no embeddings of this model"
-            " (the llamacpp engine does, where the server is started with --pooling)"
+            " (llamacpp and transformers do, where the server is started with --pooling)"
         )
         raise refusal(message, param="model", code="unsupported_parameter")
     try:

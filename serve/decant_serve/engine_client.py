@@ -14,10 +14,9 @@ import httpx
 
 from decant import __version__
 from decant_serve.engine_connection import EngineConnection, EngineLost, Piece
-from decant_serve.engines.protocol import Upstream
+from decant_serve.engines.protocol import GATEWAY_KEEPS_IDLE_S, Upstream
 
 _CONNECT_LIMIT_S = 10.0
-_IDLE_LIMIT_S = 30.0
 _WHOLE_LIMIT_BYTES = 256 * 2**20
 # zlib's way to say: a gzip or zlib header, whichever is there.
 _ANY_ZLIB = 47
@@ -111,7 +110,7 @@ class EngineClient:
             return
         connection.idle_since_s = time.monotonic()
         # The latest is used first, so those that are no longer needed gather at the front.
-        if self._idle and connection.idle_since_s - self._idle[0].idle_since_s > _IDLE_LIMIT_S:
+        if self._idle and connection.idle_since_s - self._idle[0].idle_since_s > GATEWAY_KEEPS_IDLE_S:
             self._idle.pop(0).abort()
         self._idle.append(connection)
 
@@ -131,7 +130,7 @@ class EngineClient:
     def _kept(self) -> EngineConnection | None:
         while self._idle:
             connection = self._idle.pop()
-            if connection.is_open and time.monotonic() - connection.idle_since_s < _IDLE_LIMIT_S:
+            if connection.is_open and time.monotonic() - connection.idle_since_s < GATEWAY_KEEPS_IDLE_S:
                 return connection
             connection.abort()
         return None

@@ -15,7 +15,7 @@ from decant.config import Config, OptionalInputPath
 from decant.errors import ConfigError, EngineError
 from decant.golden import GoldenReport
 from decant_serve.admission import Admission
-from decant_serve.engines.protocol import Engine, EngineSettings, Pooling, build_engine
+from decant_serve.engines.protocol import Engine, EngineSettings, Pooling, ShardTimingMode, build_engine
 from decant_serve.gateway import ServedModel
 from decant_serve.golden_check import check_golden
 from decant_serve.shards.collector import ShardCollector
@@ -35,6 +35,7 @@ _ENGINES_BY_KIND: Mapping[str, tuple[str, ...]] = {
     "script": ("scripted",),
     "remote": ("openai",),
 }
+_POOLING_ENGINES = ("llamacpp", "transformers")
 
 
 class ModelConfig(Config):
@@ -60,14 +61,16 @@ class ModelConfig(Config):
     engine_python: Path | None = Field(
         default=None, description="Python interpreter of the environment that has the engine (vllm engine)"
     )
-    shard_timing: Literal["on", "off"] = Field(
-        default="on", description="time every rank of every engine step (vllm engine)"
+    shard_timing: ShardTimingMode = Field(
+        default="on",
+        description="time every rank of every engine step; eager gives up CUDA graphs to split them (vllm)",
     )
     golden: Literal["check", "skip"] = Field(
         default="check", description="re-run the artifact's golden prompts first"
     )
     pooling: Pooling = Field(
-        default="off", description="how token states become embeddings; opens /v1/embeddings (llamacpp)"
+        default="off",
+        description="how token states become embeddings; opens /v1/embeddings (llamacpp, transformers)",
     )
     base_url: str | None = Field(default=None, description="remote endpoint, with its /v1 (openai engine)")
     api_key_env: str | None = Field(default=None, description="environment variable with the remote API key")
@@ -221,8 +224,9 @@ def _engine_name(config: ModelConfig, target: Target) -> str:
     if config.engine not in ("auto", *fitting):
         raise ConfigError(f"the {config.engine} engine cannot serve {config.model}, a {target.kind} model")
     name = fitting[0] if config.engine == "auto" else config.engine
-    if config.pooling != "off" and name != "llamacpp":
-        raise ConfigError(f"pooling is for the llamacpp engine; the {name} engine does not take it")
+    if config.pooling != "off" and name not in _POOLING_ENGINES:
+        engines = " and ".join(_POOLING_ENGINES)
+        raise ConfigError(f"pooling is for the engines {engines}; the {name} engine does not take it")
     return name
 
 
@@ -238,7 +242,7 @@ def _settings(config: ModelConfig, target: Target, socket: Path, threads: int) -
         parallel=config.parallel,
         tensor_parallel_size=config.tensor_parallel_size,
         python=config.engine_python,
-        shard_timing=config.shard_timing == "on",
+        shard_timing=config.shard_timing,
         remote_url=config.base_url,
         pooling=config.pooling,
         api_key=key,

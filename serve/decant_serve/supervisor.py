@@ -16,7 +16,7 @@ from decant.errors import EngineError
 from decant.processes import end_with_parent
 from decant_serve.calls import Features
 from decant_serve.engine_client import EngineClient
-from decant_serve.engines.protocol import Engine, Launch
+from decant_serve.engines.protocol import GATEWAY_KEEPS_IDLE_S, Engine, Launch
 
 _log = logging.getLogger(__name__)
 
@@ -220,7 +220,7 @@ def _connect(engine: Engine) -> httpx.AsyncClient:
     limits = httpx.Limits(
         max_connections=None,
         max_keepalive_connections=None if upstream.keeps_connections else 0,
-        keepalive_expiry=30.0,
+        keepalive_expiry=GATEWAY_KEEPS_IDLE_S,
     )
     transport = httpx.AsyncHTTPTransport(
         uds=str(upstream.socket) if upstream.socket else None, limits=limits, trust_env=False

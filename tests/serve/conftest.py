@@ -348,13 +348,19 @@ def llamacpp_server(serve_for_session: Serve, tiny_gguf: Path) -> Iterator[Serve
 
 
 @pytest.fixture(scope="session")
-def vllm_server(serve_for_session: Serve, tiny_folder: Path) -> Iterator[Server]:
-    """The tiny model on the vllm engine, where there is one."""
+def vllm_options() -> tuple[object, ...]:
+    """How a folder is served on the vllm engine, where there is one."""
     python = os.environ.get("DECANT_VLLM_PYTHON")
     if python is None:
         pytest.skip("DECANT_VLLM_PYTHON names no interpreter with vLLM")
-    engine = ("--engine", "vllm", "--engine-python", python)
-    with serve_for_session(tiny_folder, *engine, "--context", 512, "--parallel", 4) as running:
+    return ("--engine", "vllm", "--engine-python", python, "--context", 512, "--parallel", 4)
+
+
+@pytest.fixture(scope="session")
+def vllm_server(serve_for_session: Serve, tiny_folder: Path, vllm_options: Any) -> Iterator[Server]:
+    """The tiny model on the vllm engine."""
+    with serve_for_session(tiny_folder, *vllm_options) as running:
+        running.http.timeout = 120.0
         yield running
 
 

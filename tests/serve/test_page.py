@@ -180,6 +180,29 @@ def test_ranks_show_who_computed_and_who_waited(server: Any, page: Page) -> None
     assert widths[1] / widths[0] == pytest.approx(0.6 / 0.25)
 
 
+def test_where_ranks_are_timed_the_stages_are_those_of_the_ledger(server: Any, page: Page) -> None:
+    ledger = {
+        "gateway_s": 0.1,
+        "frontend_s": 0.05,
+        "engine_queue_s": None,
+        "prefill_s": 0.3,
+        "decode_s": 0.4,
+        "others_s": 0.0,
+        "gaps_s": 0.1,
+        "output_s": 0.05,
+        "residual_s": 0.0,
+        "total_s": 1.0,
+    }
+    record = {**RECORD, "shards": {"latency": ledger}}
+    page.route("**/v1/requests/tp2/timing", lambda route: route.fulfill(json=record))
+    page.goto(address(server, "#requests/tp2"))
+    drawn = page.locator("#detail svg.waterfall")
+    spoken = drawn.get_attribute("aria-label") or ""
+    assert spoken.startswith("gateway 100 ms; front end 50.0 ms; prefill 300 ms; decode 400 ms; others")
+    begins = [drawn.locator(f"rect.{kind}").first.get_attribute("x") for kind in ("prefill", "compute")]
+    assert begins[0] == begins[1]
+
+
 def test_a_server_with_keys_asks_for_one_and_keeps_it_in_the_tab(
     serve: Callable[..., Any], write_script: Callable[..., Path], tmp_path: Path, page: Page
 ) -> None:

@@ -58,10 +58,10 @@ class Device:
 
 
 class Group:
-    """A process group with vLLM's four methods."""
+    """A process group with vLLM's four methods, as its first rank sees it."""
 
-    def __init__(self, name: str, world_size: int) -> None:
-        self.unique_name, self.world_size = name, world_size
+    def __init__(self, world_size: int) -> None:
+        self.rank_in_group, self.world_size = 0, world_size
 
     def _all_reduce_out_place(self, value: int) -> int:
         return value + 1
@@ -94,8 +94,11 @@ class VllmWorker:
 
     fails = False
 
-    def init_device(self) -> None:
-        """Does nothing."""
+    def compile_or_warm_up_model(self) -> str:
+        """Steps of its own, as vLLM has them before it captures graphs."""
+        self.execute_model(Scheduled({"warm-up": 8}))
+        self.sample_tokens(None)
+        return "seconds"
 
     def execute_model(self, scheduler_output: Scheduled) -> str | None:
         if self.fails:
@@ -141,9 +144,9 @@ def test_a_step_is_split_at_its_collectives_and_a_pause_counts_for_nobody() -> N
 def test_a_collective_inside_another_and_one_outside_of_a_step_are_not_counted_twice() -> None:
     steps: list[RankStep] = []
     recorder = ClockRecorder(0, clock=Ticks(), emit=steps.append)
-    hooked = type("Hooked", (Group,), {})
-    hook_collectives(hooked, recorder)
-    group, other, alone = hooked("tp:0", 2), hooked("pp:0", 2), hooked("tp:0", 1)
+    group, other, alone = Group(2), Group(2), Group(1)
+    for hooked in (group, alone):
+        hook_collectives(hooked, recorder)
     group.gather(1)
     recorder.begin(HEAD)
     assert group._all_gather_out_place(1) == 2
@@ -155,10 +158,10 @@ def test_a_collective_inside_another_and_one_outside_of_a_step_are_not_counted_t
 
 
 def test_a_group_without_a_known_method_is_left_as_it_was() -> None:
-    strange = type("Strange", (), {"gather": Group.gather})
+    strange = type("Strange", (), {"gather": Group.gather, "world_size": 2})()
     with pytest.raises(AttributeError):
         hook_collectives(strange, ClockRecorder(0, clock=Ticks(), emit=lambda _: None))
-    assert strange.__dict__["gather"] is Group.gather
+    assert vars(strange) == {}
 
 
 def test_events_are_read_when_the_device_has_passed_them_and_never_before() -> None:
@@ -245,7 +248,7 @@ def test_a_worker_answers_as_before_and_its_steps_are_recorded(tmp_path: Path) -
 def test_a_worker_that_is_given_no_folder_works_without_records(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv(FOLDER_VARIABLE, raising=False)
     worker = Worker()
-    worker.init_device()
+    assert worker.compile_or_warm_up_model() == "seconds"
     assert worker.decant_recording is None
     assert worker.execute_model(Scheduled({"a": 1})) is None
     assert worker.sample_tokens(1) == "tokens of 1"
@@ -262,3 +265,14 @@ def test_a_fault_in_the_recording_turns_it_off_and_lets_the_worker_go_on(tmp_pat
     recording.begin(Scheduled({"a": 1}))
     recording.executed(is_over=True)
     assert [read_payload(payload) for payload in reader.read()] == ["RuntimeError: no clock"]
+
+
+def test_a_fault_within_a_collective_does_not_reach_the_worker(tmp_path: Path) -> None:
+    ring = RingWriter(tmp_path / "r.ring", note={})
+    readings = iter([1, 2])
+    recorder = ClockRecorder(0, clock=lambda: next(readings), emit=lambda _: None)
+    recording, group = Recording(Place(0, 2), recorder, ring), Group(2)
+    hook_collectives(group, recording)
+    recording.begin(Scheduled({"a": 1}))
+    assert [group.gather(value) for value in (1, 2)] == [1, 2]
+    assert read_payload(RingReader(tmp_path / "r.ring").read()[0]) == "StopIteration: "

@@ -13,8 +13,8 @@ import pytest
 
 from decant.errors import ConfigError, EngineError
 from decant_serve.breakdown import break_down
-from decant_serve.engines.protocol import EngineSettings
-from decant_serve.engines.vllm import Vllm, build
+from decant_serve.engines.protocol import GATEWAY_KEEPS_IDLE_S, EngineSettings
+from decant_serve.engines.vllm import Vllm, build, server_command
 from decant_serve.engines.vllm_runtime import VllmRuntime, cpu_plan, find_runtime
 from decant_serve.openai_errors import from_engine
 from decant_serve.passage import Passage
@@ -98,6 +98,26 @@ def test_the_command_line_says_what_is_served_where_and_over_how_many_ranks(
     rings.rmdir()
 
 
+def test_the_engine_keeps_idle_connections_longer_than_the_gateway_does(
+    settings: Callable[..., EngineSettings],
+) -> None:
+    asked = settings(shard_timing="off")
+    kept_s = int(Vllm(asked, RUNTIME, None).launch().environment["VLLM_HTTP_TIMEOUT_KEEP_ALIVE"])
+    # With vLLM's own 5 s, a request that met the closing of its connection was a 503.
+    assert kept_s > GATEWAY_KEEPS_IDLE_S
+
+
+def test_a_gpu_runs_eagerly_only_where_its_steps_are_to_be_split(
+    settings: Callable[..., EngineSettings],
+) -> None:
+    runtime = VllmRuntime(Path("/env/bin/python"), "0.32.0", on_cpu=False)
+    commands = {
+        mode: server_command(settings(shard_timing=mode), runtime, None, worker_class=None)
+        for mode in ("on", "off", "eager")
+    }
+    assert [mode for mode, command in commands.items() if "--enforce-eager" in command] == ["eager"]
+
+
 def test_only_this_package_is_put_into_the_other_environment(settings: Callable[..., EngineSettings]) -> None:
     engine = Vllm(settings(), VllmRuntime(Path("/env/bin/python"), "0.32.0", on_cpu=False), None)
     launch = engine.launch()
@@ -108,7 +128,7 @@ def test_only_this_package_is_put_into_the_other_environment(settings: Callable[
 
 @pytest.mark.parametrize(
     ("version", "changes", "reason"),
-    [("0.33.1", {}, "0.33.1 is not among the versions"), ("0.32.0", {"shard_timing": False}, "turned off")],
+    [("0.33.1", {}, "0.33.1 is not among the versions"), ("0.32.0", {"shard_timing": "off"}, "turned off")],
 )
 def test_a_version_that_was_not_tested_is_served_untimed_and_says_why(
     settings: Callable[..., EngineSettings], version: str, changes: dict[str, Any], reason: str

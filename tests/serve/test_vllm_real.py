@@ -1,7 +1,6 @@
 """vLLM itself on a CPU, behind the gateway, over two ranks; needs DECANT_VLLM_PYTHON."""
 
 import asyncio
-import json
 import os
 import signal
 import sys
@@ -21,23 +20,11 @@ pytestmark = [
 ]
 
 RANKS = 2
-TOOL: dict[str, Any] = {
-    "type": "function",
-    "function": {
-        "name": "pick",
-        "parameters": {
-            "type": "object",
-            "properties": {"yes": {"type": "boolean"}},
-            "required": ["yes"],
-            "additionalProperties": False,
-        },
-    },
-}
 
 
 @pytest.fixture(scope="module")
 def delay(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """The file that says for how long rank 1 sleeps before each forward."""
+    """The file that says for how long rank 1 is kept busy before each forward."""
     file = tmp_path_factory.mktemp("delay") / "seconds"
     file.write_text("0")
     with pytest.MonkeyPatch.context() as patch:
@@ -59,10 +46,6 @@ def timing(server: Any, **options: Any) -> Any:
     answer = server.chat("the mat said 3 4", **{"max_tokens": 24, "stream": True} | options)
     assert answer.status_code == 200, answer.text
     return server.timing(answer)
-
-
-def text(response: Any) -> str:
-    return response.json()["choices"][0]["message"]["content"]
 
 
 def test_the_golden_prompts_are_reproduced_over_two_ranks(server: Any) -> None:
@@ -112,7 +95,8 @@ def test_a_slow_rank_shows_as_its_compute_and_the_others_wait(server: Any, delay
         )
 
     for rank, kind in ((1, "compute_s"), (0, "wait_s")):
-        assert per_step("0.02", rank, kind) - per_step("0", rank, kind) == pytest.approx(0.02, rel=0.1)
+        # A machine that does other things beside only adds to it; `python -m ranks` measures how exact it is.
+        assert per_step("0.02", rank, kind) - per_step("0", rank, kind) >= 0.018
     assert per_step("0.02", 1, "held_up_s") == pytest.approx(per_step("0.02", 0, "wait_s"))
 
 
@@ -131,35 +115,6 @@ def test_requests_that_run_together_share_the_cost_of_their_steps(server: Any) -
     names = asyncio.run(ask())
     costs = [server.http.get(f"/v1/requests/{name}/timing").json()["shards"]["cost_s"] for name in names]
     assert sum(costs) == pytest.approx(busy_s() - before_s, rel=1e-6)
-
-
-def test_what_the_engine_says_it_honours_it_honours(server: Any) -> None:
-    drawn = [text(server.chat("hi", temperature=1.0, max_tokens=12, seed=seed)) for seed in (1, 1, 2)]
-    assert drawn[0] == drawn[1] != drawn[2]
-    several = server.chat("hi", n=3, temperature=1.0, seed=1, max_tokens=6).json()
-    assert [choice["index"] for choice in several["choices"]] == [0, 1, 2]
-    scored = server.chat("hi", max_tokens=3, logprobs=True, top_logprobs=2).json()["choices"][0]["logprobs"]
-    assert [len(token["top_logprobs"]) for token in scored["content"]] == [2, 2, 2]
-    whole = text(server.chat("Grüße to all 🙂", max_tokens=12))
-    assert (
-        text(server.chat("Grüße to all 🙂", max_tokens=12, stop=[whole[3:5]]))
-        == whole[: whole.index(whole[3:5])]
-    )
-    biased = server.chat("hi", max_tokens=3, logit_bias={"70": 100}, logprobs=True).json()
-    assert len({token["token"] for token in biased["choices"][0]["logprobs"]["content"]}) == 1
-    plain = {"model": server.model, "prompt": "hello cat", "max_tokens": 3, "logprobs": 1}
-    assert (
-        len(server.http.post("/v1/completions", json=plain).json()["choices"][0]["logprobs"]["tokens"]) == 3
-    )
-
-
-def test_a_schema_holds_and_tools_are_refused(server: Any) -> None:
-    schema = {"name": "answer", "schema": TOOL["function"]["parameters"]}
-    options = {"max_tokens": 200, "temperature": 1.0, "seed": 3}
-    answer = server.chat("hi", response_format={"type": "json_schema", "json_schema": schema}, **options)
-    assert set(json.loads(text(answer))) == {"yes"}
-    refused = server.chat("hi", tools=[TOOL], tool_choice="required", **options)
-    assert (refused.status_code, refused.json()["error"]["param"]) == (400, "tools")
 
 
 def test_too_long_a_prompt_is_refused_in_the_shape_of_openai(server: Any) -> None:

@@ -20,10 +20,16 @@ ENGINES: Mapping[str, str] = {
     "openai": "decant_serve.engines.openai:build",
     "scripted": "decant_serve.engines.scripted:build",
 }
-
+# A connection is closed by who would use it next, the gateway: a request that crosses the engine's closing of
+# it, as one does when the engine's process was kept from its core for a while, is lost.
+GATEWAY_KEEPS_IDLE_S = 30
+ENGINE_KEEPS_IDLE_S = 75
 
 Pooling = Literal["off", "model", "mean", "last", "cls"]
 """How token states become one embedding; "model" is as the model file says, "off" gives none."""
+
+ShardTimingMode = Literal["on", "off", "eager"]
+"""Whether an engine's ranks are timed; "eager" also splits a GPU's steps, which then run without graphs."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,7 +47,7 @@ class EngineSettings:
     parallel: int
     tensor_parallel_size: int = 1
     python: Path | None = None
-    shard_timing: bool = True
+    shard_timing: ShardTimingMode = "on"
     remote_url: str | None = None
     pooling: Pooling = "off"
     api_key: str | None = field(default=None, repr=False)

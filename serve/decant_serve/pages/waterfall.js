@@ -9,9 +9,37 @@ const ROW = 26;
 const BAR = 14;
 const RANK_PARTS = [["compute_s", "compute"], ["wait_s", "wait"], ["comm_s", "communication"]];
 
+// The ledger over engine steps, where the ranks are timed; the ranks begin with the first of the two phases.
+const LEDGER = [
+  ["gateway_s", "gateway", "read", "It is read, checked, and waits in the gateway's queue."],
+  ["frontend_s", "front end", "engine", "On its way to the engine's first step: the prompt is rendered and tokenized."],
+  ["engine_queue_s", "engine queue", "engine-queue", "It waits in the engine."],
+  ["prefill_s", "prefill", "prefill", "The engine reads the prompt."],
+  ["decode_s", "decode", "decode", "The engine writes the answer."],
+  ["others_s", "others' steps", "queue", "Steps for other requests alone, between its own; drawn after them."],
+  ["gaps_s", "between steps", "engine", "The scheduler and the sampling, between its steps; drawn after them."],
+  ["output_s", "output", "send", "From the last step to the last byte."],
+  ["residual_s", "unexplained", "residual", "Beside engine steps that are not on record."],
+];
+
 /** Where each stage begins and how long it took: [{name, about, start, length, kind}]. */
 export function stagesOf(record) {
-  const parts = record.breakdown;
+  return record.shards ? ledgerStages(record.shards.latency) : gatewayStages(record.breakdown);
+}
+
+function ledgerStages(ledger) {
+  const rows = [];
+  let at = 0;
+  for (const [field, name, kind, about] of LEDGER) {
+    const length = Math.max(ledger[field] ?? 0, 0);
+    if (ledger[field] !== null) rows.push({ name, kind, start: at, length, about });
+    at += length;
+  }
+  const engineStart = rows.find((row) => row.kind === "prefill").start;
+  return { rows, engineStart, total: ledger.total_s };
+}
+
+function gatewayStages(parts) {
   const rows = [];
   let at = 0;
   const add = (name, kind, length, about) => {

@@ -1,10 +1,9 @@
-"""Puts a recorder around the collectives of vLLM's tensor-parallel group."""
+"""Puts marks around the collectives of one of vLLM's process groups, and of no other."""
 
 import functools
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, Protocol
 
-from decant_serve.shards.recorder import Recorder
 from decant_serve.shards.steps import KINDS
 
 _METHODS: Mapping[str, str] = {
@@ -15,23 +14,38 @@ _METHODS: Mapping[str, str] = {
 }
 
 
-def hook_collectives(coordinator: type[Any], recorder: Recorder) -> None:
-    """Replaces the methods that collectives pass; AttributeError, and no change, where one is missing."""
-    found = {name: getattr(coordinator, name) for name in _METHODS}
+class Marks(Protocol):
+    """What is told of each collective; it must not fail."""
+
+    def enter(self, kind: int) -> None:
+        """A collective begins."""
+        ...
+
+    def leave(self) -> None:
+        """It is over."""
+        ...
+
+
+def hook_collectives(group: Any, marks: Marks) -> None:
+    """Replaces, on this group alone, the methods that its collectives pass.
+
+    A rank alone waits for nobody, and its group stays as it is. AttributeError, and no change, where a
+    method is missing.
+    """
+    found = {name: getattr(group, name) for name in _METHODS}
+    if group.world_size == 1:
+        return
     for name, original in found.items():
-        setattr(coordinator, name, _timed(original, recorder, KINDS.index(_METHODS[name])))
+        setattr(group, name, _timed(original, marks, KINDS.index(_METHODS[name])))
 
 
-def _timed(original: Callable[..., Any], recorder: Recorder, kind: int) -> Callable[..., Any]:
+def _timed(original: Callable[..., Any], marks: Marks, kind: int) -> Callable[..., Any]:
     @functools.wraps(original)
-    def timed(group: Any, *arguments: Any, **options: Any) -> Any:
-        # Other groups (pipeline, data, expert) pass the same methods; a rank alone waits for nobody.
-        if not group.unique_name.startswith("tp:") or group.world_size == 1:
-            return original(group, *arguments, **options)
-        recorder.enter(kind)
+    def timed(*arguments: Any, **options: Any) -> Any:
+        marks.enter(kind)
         try:
-            return original(group, *arguments, **options)
+            return original(*arguments, **options)
         finally:
-            recorder.leave()
+            marks.leave()
 
     return timed

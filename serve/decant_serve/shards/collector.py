@@ -8,6 +8,7 @@ import struct
 from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +35,8 @@ class ShardSource:
     off_reason: str | None = None
 
 
+# Every step names its requests anew.
+@lru_cache(maxsize=_KEPT_REQUESTS)
 def request_id_of(internal_id: str) -> str | None:
     """The x-request-id that the gateway sent, within the id that vLLM gives a request; None for any other."""
     found = _INTERNAL_ID.fullmatch(internal_id)

@@ -12,11 +12,14 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
 
 from decant_serve.shards.recorder import StepHead
+from decant_serve.shards.recording import Method
 from decant_serve.shards.steps import RankStep
 
 _POLL_S = 0.002
 _PENDING_LIMIT = 256
 _ANCHOR_AGE_NS = 10 * 10**9
+# What two clocks may come apart in that time: 20 millionths.
+_DRIFT_NS = 200_000
 
 Lap = Literal["compute", "collective", "away"]
 
@@ -48,8 +51,7 @@ class _Step:
 class EventRecorder:
     """Laps between events. `poll` reads the steps that are over; what waits behind too many is dropped.
 
-    `now` is the host's clock in nanoseconds; it is compared with the device once, at the first step, and the
-    device's own durations carry it from there.
+    `now` is the host's clock in nanoseconds; the device's own durations carry it from step to step.
     """
 
     def __init__(
@@ -69,6 +71,7 @@ class EventRecorder:
         self._pending: deque[_Step] = deque()
         self._free: list[Event] = []
         self._anchor: tuple[Event, int] | None = None
+        self._ended_ns = 0
         self._lock = threading.Lock()
 
     def begin(self, head: StepHead) -> None:
@@ -143,13 +146,15 @@ class EventRecorder:
         laps_ns = [(lap, _ns(a, b)) for lap, (a, b) in zip(step.laps, pairs, strict=True)]
         compute_ns = sum(ns for lap, ns in laps_ns if lap == "compute")
         durations_ns = tuple(ns for lap, ns in laps_ns if lap == "collective")
-        begin_ns = self._begin_ns(step.events)
+        span_ns = sum(ns for _, ns in laps_ns)
+        begin_ns = self._begin_ns(step.events[0], span_ns)
+        self._ended_ns = begin_ns + span_ns
         return RankStep(
             rank=self._rank,
             step=step.head.step,
             checksum=step.head.checksum,
             begin_ns=begin_ns,
-            end_ns=begin_ns + sum(ns for _, ns in laps_ns),
+            end_ns=self._ended_ns,
             forward_ns=compute_ns + sum(durations_ns),
             compute_ns=compute_ns,
             kinds=bytes(step.kinds),
@@ -157,16 +162,23 @@ class EventRecorder:
             members=step.head.members,
         )
 
-    def _begin_ns(self, events: list[Event]) -> int:
-        """When the step began on the device: anchored anew every few seconds, as long times lose digits."""
+    def _begin_ns(self, first: Event, span_ns: int) -> int:
+        """When the step began on the device, on the host's clock.
+
+        A step is found to be over some time after it was: of all such findings since the anchor, the
+        earliest is the nearest. Anchored anew every few seconds, as long times lose digits and clocks drift.
+        """
+        found_ns = self._now() - span_ns
         if self._anchor is None:
-            # The device has just passed the last event: right to within one poll.
-            self._anchor = (events[0], self._now() - _ns(events[0], events[-1]))
+            self._anchor = (first, found_ns)
         anchor, anchor_ns = self._anchor
-        begin_ns = anchor_ns + (_ns(anchor, events[0]) if anchor is not events[0] else 0)
-        if begin_ns - anchor_ns > _ANCHOR_AGE_NS:
-            self._anchor = (events[0], begin_ns)
-        return begin_ns
+        since_ns = _ns(anchor, first) if anchor is not first else 0
+        anchor_ns = min(anchor_ns, found_ns - since_ns)
+        self._anchor = (anchor, anchor_ns)
+        if since_ns > _ANCHOR_AGE_NS:
+            self._anchor = (first, anchor_ns + since_ns + _DRIFT_NS)
+        # A stream runs its steps one after another.
+        return max(anchor_ns + since_ns, self._ended_ns)
 
     def _recycle(self, step: _Step) -> None:
         anchor = self._anchor[0] if self._anchor else None
@@ -175,6 +187,14 @@ class EventRecorder:
 
 def _ns(begin: Event, end: Event) -> int:
     return round(begin.elapsed_time(end) * 1e6)
+
+
+def event_method(*, splits: bool) -> Method:
+    """Events around whole steps, and with `splits` around each collective.
+
+    Without: a CUDA graph replays without Python, and micro-batches issue their collectives from two threads.
+    """
+    return Method("cuda_events" if splits else "cuda_events_whole_step", event_recorder, splits=splits)
 
 
 def event_recorder(rank: int, emit: Callable[[RankStep], None], drop: Callable[[], None]) -> EventRecorder:

@@ -6,7 +6,7 @@ shortest stay is what communication took, and whatever another rank stayed longe
 
 from collections import OrderedDict
 from collections.abc import Sequence
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from decant.timing import RankTiming
 from decant_serve.shards.steps import Member, RankStep
@@ -15,12 +15,13 @@ _NS = 1e-9
 _PENDING_LIMIT = 4096
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class JoinedStep:
+# A named tuple, as what it is made of: there is one for every step.
+class JoinedStep(NamedTuple):
     """One engine step over all ranks; `begin_s` and `end_s` are the first rank's, on the monotonic clock.
 
-    `lost_before` counts the engine's steps before it that could not be joined, `worked_before_s` is the time
-    of those that were.
+    `busy_s` is how long it kept the engine: the longest forward of any rank; `tokens` are those of all its
+    requests. `lost_before` counts the engine's steps before it that could not be joined, `worked_before_s` is
+    the time of those that were.
     """
 
     step: int
@@ -28,6 +29,8 @@ class JoinedStep:
     end_s: float
     ranks: tuple[RankTiming, ...]
     members: tuple[Member, ...]
+    busy_s: float
+    tokens: int
     lost_before: int = 0
     worked_before_s: float = 0.0
 
@@ -36,16 +39,6 @@ class JoinedStep:
         """From its begin to its end on the first rank."""
         return self.end_s - self.begin_s
 
-    @property
-    def busy_s(self) -> float:
-        """How long the step kept the engine: the longest forward of any rank."""
-        return max(rank.forward_s for rank in self.ranks)
-
-    @property
-    def tokens(self) -> int:
-        """Tokens of all its requests."""
-        return sum(member.tokens for member in self.members)
-
 
 def split_ranks(records: Sequence[RankStep]) -> tuple[RankTiming, ...]:
     """Compute, wait and communication of each rank, and how long it held the others up.
@@ -53,24 +46,22 @@ def split_ranks(records: Sequence[RankStep]) -> tuple[RankTiming, ...]:
     For each collective, communication is the shortest stay of any rank. Who stayed shortest came last, and
     is held to account for the longest wait that it caused.
     """
-    waits_ns = [0] * len(records)
-    comm_ns = 0
+    stays_ns = [record.durations_ns for record in records]
     held_up_ns = [0] * len(records)
-    for stays in zip(*(record.durations_ns for record in records), strict=True):
-        shortest = min(stays)
-        comm_ns += shortest
-        held_up_ns[stays.index(shortest)] += max(stays) - shortest
-        for place, stay in enumerate(stays):
-            waits_ns[place] += stay - shortest
+    columns = list(zip(*stays_ns, strict=True))
+    shortest_ns = list(map(min, columns))
+    comm_ns = sum(shortest_ns)
+    for stays, shortest, longest in zip(columns, shortest_ns, map(max, columns), strict=True):
+        held_up_ns[stays.index(shortest)] += longest - shortest
     return tuple(
         RankTiming(
             rank=record.rank,
             compute_s=record.compute_ns * _NS,
-            wait_s=wait * _NS,
+            wait_s=(sum(stays) - comm_ns) * _NS,
             comm_s=comm_ns * _NS,
             held_up_s=held_up * _NS,
         )
-        for record, wait, held_up in zip(records, waits_ns, held_up_ns, strict=True)
+        for record, stays, held_up in zip(records, stays_ns, held_up_ns, strict=True)
     )
 
 
@@ -125,6 +116,8 @@ class Joiner:
             end_s=first.end_ns * _NS,
             ranks=split_ranks(records),
             members=first.members,
+            busy_s=max(record.forward_ns for record in records) * _NS,
+            tokens=sum(member.tokens for member in first.members),
             lost_before=self._lost,
             worked_before_s=self._worked_s,
         )

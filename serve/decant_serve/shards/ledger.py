@@ -7,14 +7,14 @@ time among its requests by tokens, so that the shares of all requests sum to the
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from itertools import pairwise
-from typing import Any
+from typing import Any, NamedTuple
 
 from decant.timing import RankTiming
 from decant_serve.shards.join import JoinedStep
 
 
-@dataclass(frozen=True, slots=True)
-class MemberStep:
+# A named tuple, as the step in it: there is one for every request in every step.
+class MemberStep(NamedTuple):
     """A step that a request took part in."""
 
     step: JoinedStep
@@ -110,15 +110,15 @@ def shard_timing(steps: Sequence[MemberStep], marks: Marks, *, method: str) -> S
     if not steps:
         return None
     steps = _by_step(steps)
-    prefill = [member for member in steps if member.is_prefill]
-    decode = [member for member in steps if not member.is_prefill]
+    prefill = _sum_ranks([member.step.ranks for member in steps if member.is_prefill])
+    decode = _sum_ranks([member.step.ranks for member in steps if not member.is_prefill])
     return ShardTiming(
         method=method,
         steps=len(steps),
-        prefill_steps=len(prefill),
-        ranks=_sum_ranks(steps),
-        prefill=_sum_ranks(prefill),
-        decode=_sum_ranks(decode),
+        prefill_steps=sum(member.is_prefill for member in steps),
+        ranks=_sum_ranks([phase for phase in (prefill, decode) if phase]),
+        prefill=prefill,
+        decode=decode,
         slowest=max((member.step for member in steps), key=lambda step: step.busy_s),
         latency=_latency(steps, marks),
         cost_s=sum(member.cost_s for member in steps),
@@ -129,16 +129,18 @@ def _by_step(steps: Sequence[MemberStep]) -> list[MemberStep]:
     """Each step once and in order: the answers of n > 1 are several members of one step."""
     merged: dict[int, MemberStep] = {}
     for member in steps:
-        number = member.step.step
-        other = merged.get(number)
-        tokens = member.tokens + (other.tokens if other else 0)
-        is_prefill = member.is_prefill or (other is not None and other.is_prefill)
-        merged[number] = MemberStep(member.step, tokens, is_prefill)
+        other = merged.get(member.step.step)
+        merged[member.step.step] = member if other is None else _together(member, other)
     return [merged[number] for number in sorted(merged)]
 
 
-def _sum_ranks(steps: Sequence[MemberStep]) -> tuple[RankTiming, ...]:
-    columns = zip(*(member.step.ranks for member in steps), strict=True)
+def _together(one: MemberStep, other: MemberStep) -> MemberStep:
+    return MemberStep(one.step, one.tokens + other.tokens, one.is_prefill or other.is_prefill)
+
+
+def _sum_ranks(rows: Sequence[tuple[RankTiming, ...]]) -> tuple[RankTiming, ...]:
+    """Rank by rank; () of nothing."""
+    columns = zip(*rows, strict=True)
     return tuple(
         RankTiming(
             rank=column[0].rank,

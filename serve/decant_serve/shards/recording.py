@@ -16,12 +16,21 @@ from decant_serve.shards.steps import RankStep, checksum_of, off_payload, step_p
 
 FOLDER_VARIABLE = "DECANT_SHARDS_FOLDER"
 DELAY_VARIABLE = "DECANT_SHARDS_DELAY"
-"""For tests only: "1:FILE" makes rank 1 sleep, at the start of each step, for the seconds that FILE says."""
+"""For tests only: "1:FILE" keeps rank 1 busy, at the start of each step, for the seconds that FILE says."""
 
 _log = logging.getLogger(__name__)
 
 MakeRecorder = Callable[[int, Callable[[RankStep], None], Callable[[], None]], Recorder]
 """From a rank, where its records go, and what counts one that is lost."""
+
+
+@dataclass(frozen=True, slots=True)
+class Method:
+    """How a worker's steps are timed; `splits` says whether the collectives in them are."""
+
+    name: str
+    make: MakeRecorder
+    splits: bool
 
 
 class _NewRequest(Protocol):
@@ -59,6 +68,9 @@ def clock_recorder(rank: int, emit: Callable[[RankStep], None], _: Callable[[], 
     return ClockRecorder(rank, clock=time.perf_counter_ns, emit=emit)
 
 
+CLOCK = Method("clock", clock_recorder, splits=True)
+
+
 class Recording:
     """One worker's records. A fault of ours turns recording off, with a line in the log, and nothing else."""
 
@@ -75,12 +87,28 @@ class Recording:
         """A call of `execute_model`; one without tokens is no step."""
         self._safely(lambda recorder: self._begin(recorder, scheduled))
         if self._delay is not None and scheduled.num_scheduled_tokens:
-            # Empty for a moment while it is being written.
-            time.sleep(float(self._delay.read_text(encoding="utf-8") or 0))
+            _keep_busy(self._delay)
 
     def executed(self, *, is_over: bool) -> None:
         """`execute_model` returned; where it gave no output, `sample_tokens` will follow."""
         self._safely(lambda recorder: recorder.end() if is_over else recorder.pause())
+
+    def enter(self, kind: int) -> None:
+        """A collective begins."""
+        # Not through `_safely`: a step has dozens of these.
+        if self._recorder is not None:
+            try:
+                self._recorder.enter(kind)
+            except Exception as error:  # noqa: BLE001 (see `_safely`)
+                self._turn_off(error)
+
+    def leave(self) -> None:
+        """The collective is over."""
+        if self._recorder is not None:
+            try:
+                self._recorder.leave()
+            except Exception as error:  # noqa: BLE001 (see `_safely`)
+                self._turn_off(error)
 
     def resume(self) -> None:
         """A call of `sample_tokens`."""
@@ -115,32 +143,37 @@ class Recording:
         try:
             act(self._recorder)
         except Exception as error:  # noqa: BLE001 (serving matters more than its timing)
-            self._recorder = None
-            self._ring.write(off_payload(f"{type(error).__name__}: {error}"))
-            _log.exception("event=shard-timing-off")
+            self._turn_off(error)
+
+    def _turn_off(self, error: Exception) -> None:
+        self._recorder = None
+        self._ring.write(off_payload(f"{type(error).__name__}: {error}"))
+        _log.error("event=shard-timing-off", exc_info=error)
 
 
-def start_recording(make: MakeRecorder, *, method: str) -> Recording | None:
+def start_recording(method: Method) -> Recording | None:
     """Hooks into this worker's collectives and opens its ring; None, and a line in the log, if it cannot."""
     folder = os.environ.get(FOLDER_VARIABLE)
     if not folder:
         return None
     try:
-        return _start(make, Path(folder), method=method)
+        return _start(method, Path(folder))
     except Exception:  # noqa: BLE001 (a vLLM whose inside looks otherwise must still serve)
         _log.exception("event=shard-timing-off")
         return None
 
 
-def _start(make: MakeRecorder, folder: Path, *, method: str) -> Recording:
+def _start(method: Method, folder: Path) -> Recording:
     parallel_state: Any = importlib.import_module("vllm.distributed.parallel_state")
     group = parallel_state.get_tp_group()
     place = Place(group.rank_in_group, group.world_size)
-    note = {"rank": place.rank, "ranks": place.size, "method": method, "pid": os.getpid()}
+    note = {"rank": place.rank, "ranks": place.size, "method": method.name, "pid": os.getpid()}
     ring = RingWriter(folder / f"rank-{place.rank}.ring", note=note)
-    recorder = make(place.rank, lambda step: _put(ring, step), ring.drop)
-    hook_collectives(parallel_state.GroupCoordinator, recorder)
-    return Recording(place, recorder, ring, delay=_delay_file(place.rank))
+    recorder = method.make(place.rank, lambda step: _put(ring, step), ring.drop)
+    recording = Recording(place, recorder, ring, delay=_delay_file(place.rank))
+    if method.splits:
+        hook_collectives(group, recording)
+    return recording
 
 
 def _put(ring: RingWriter, step: RankStep) -> None:
@@ -150,3 +183,11 @@ def _put(ring: RingWriter, step: RankStep) -> None:
 def _delay_file(rank: int) -> Path | None:
     slow, _, file = os.environ.get(DELAY_VARIABLE, "").partition(":")
     return Path(file) if slow == str(rank) else None
+
+
+def _keep_busy(delay: Path) -> None:
+    """Computes for as long as the file says: a rank that slept would lend its core to the others' work."""
+    # Empty for a moment while it is being written.
+    until_s = time.perf_counter() + float(delay.read_text(encoding="utf-8") or 0)
+    while time.perf_counter() < until_s:
+        pass

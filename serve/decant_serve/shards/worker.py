@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from decant_serve.shards.recording import MakeRecorder, Recording, clock_recorder, start_recording
+from decant_serve.shards.recording import CLOCK, Method, Recording, start_recording
 
 
 class RecordingWorker:
@@ -10,16 +10,21 @@ class RecordingWorker:
 
     decant_recording: Recording | None = None
 
-    def decant_recorder(self) -> tuple[MakeRecorder, str]:
-        """How a step is timed on this device, and the name of that method."""
-        return clock_recorder, "clock"
+    def decant_method(self) -> Method:
+        """How a step is timed on this device."""
+        return CLOCK
 
-    def init_device(self) -> None:
-        """The parallel groups exist from here on."""
+    def compile_or_warm_up_model(self) -> Any:
+        """The last call before requests come, and the one that captures CUDA graphs.
+
+        Recording begins after it: on a device, asking an event whether it has passed (`query`), even from
+        another thread, spoils a capture that is under way.
+        """
         vllm_worker: Any = super()
-        vllm_worker.init_device()
-        make, method = self.decant_recorder()
-        self.decant_recording = start_recording(make, method=method)
+        spent = vllm_worker.compile_or_warm_up_model()
+        if self.decant_recording is None:
+            self.decant_recording = start_recording(self.decant_method())
+        return spent
 
     def execute_model(self, scheduler_output: Any) -> Any:
         """One engine step, up to its logits."""

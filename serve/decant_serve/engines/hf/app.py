@@ -15,12 +15,15 @@ from decant.errors import ArtifactError
 from decant.golden import Observation
 from decant.wire import ChatRequest, CompletionRequest
 from decant_serve.answers import Answer, Choice, EngineTimings, ScoredToken, Usage
-from decant_serve.calls import PATHS
+from decant_serve.calls import EMBEDDINGS_PATH, PATHS
 from decant_serve.calls import Route as RouteName
 from decant_serve.disconnects import ClientGone, while_connected
+from decant_serve.embeddings import EmbeddingRequest
 from decant_serve.engines.hf.loading import LoadedModel, load
 from decant_serve.engines.hf.sampling import Sampling
 from decant_serve.engines.hf.scheduler import Broken, Job, Piece, Scheduler
+from decant_serve.engines.hf.vectors import EmbeddingJob
+from decant_serve.engines.protocol import ENGINE_KEEPS_IDLE_S
 from decant_serve.engines.transformers import OBSERVE_PATH, ModelSettings
 from decant_serve.openai_errors import ApiFault, refusal, unavailable
 
@@ -40,6 +43,7 @@ class HfApp:
                 Route("/health", _health),
                 Route(PATHS["chat"], self._chat, methods=["POST"]),
                 Route(PATHS["completions"], self._completion, methods=["POST"]),
+                Route(EMBEDDINGS_PATH, self._embeddings, methods=["POST"]),
                 Route(OBSERVE_PATH, self._observe, methods=["POST"]),
             ],
             exception_handlers={ApiFault: _fault},
@@ -55,6 +59,32 @@ class HfApp:
         body = CompletionRequest.model_validate(await request.json())
         job = self._job(self._prompt_ids(body), body, body.logprobs)
         return await self._answer(request, "completions", body, job)
+
+    async def _embeddings(self, request: Request) -> Response:
+        asked = EmbeddingRequest.model_validate(await request.json())
+        ids = [self._input_ids(one, place) for place, one in enumerate(asked.inputs)]
+        job = EmbeddingJob(ids)
+        self._scheduler.submit(job)
+        try:
+            vectors = await while_connected(request, job.result())
+        except ClientGone:
+            return Response(status_code=499)
+        except RuntimeError as error:
+            raise unavailable(f"embedding failed: {error}") from None
+        tokens = sum(map(len, ids))
+        data = [{"object": "embedding", "index": n, "embedding": v} for n, v in enumerate(vectors)]
+        usage = {"prompt_tokens": tokens, "total_tokens": tokens}
+        return JSONResponse({"object": "list", "model": self._model, "data": data, "usage": usage})
+
+    def _input_ids(self, given: str | list[int], place: int) -> list[int]:
+        ids = self._loaded.encode(given, add_special_tokens=True) if isinstance(given, str) else given
+        if not ids:
+            raise refusal(f"input {place} has no tokens", param="input", code="invalid_value")
+        self._check_vocabulary(ids, "input")
+        if len(ids) > self._loaded.context:
+            message = f"input {place} has {len(ids)} tokens; the context holds {self._loaded.context}"
+            raise refusal(message, param="input", code="context_length_exceeded")
+        return ids
 
     async def _observe(self, request: Request) -> Response:
         asked: dict[str, Any] = await request.json()
@@ -90,12 +120,14 @@ class HfApp:
         ids = [item for item in prompt if isinstance(item, int)]
         if len(ids) != len(prompt):
             raise refusal("prompt: send one prompt per request", param="prompt", code="unsupported_value")
+        self._check_vocabulary(ids, "prompt")
+        return ids
+
+    def _check_vocabulary(self, ids: Sequence[int], param: str) -> None:
         vocabulary = self._loaded.model.config.get_text_config().vocab_size
         if any(not 0 <= token < vocabulary for token in ids):
-            raise refusal(
-                f"prompt: token ids go from 0 to {vocabulary - 1}", param="prompt", code="invalid_value"
-            )
-        return ids
+            message = f"{param}: token ids go from 0 to {vocabulary - 1}"
+            raise refusal(message, param=param, code="invalid_value")
 
     def _job(self, prompt_ids: Sequence[int], body: ChatRequest | CompletionRequest, top: int | None) -> Job:
         context = self._loaded.context
@@ -222,7 +254,7 @@ def main() -> None:
     scheduler = Scheduler(loaded, parallel=settings.parallel)
     scheduler.start()
     app = HfApp(loaded, scheduler, model=settings.name).app()
-    uvicorn.run(app, uds=settings.socket, log_level="warning", timeout_keep_alive=75)
+    uvicorn.run(app, uds=settings.socket, log_level="warning", timeout_keep_alive=ENGINE_KEEPS_IDLE_S)
     scheduler.stop()
 
 

@@ -6,7 +6,7 @@ import inspect
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from decant_serve.engines.hf.loading import LoadedModel
+from decant_serve.engines.hf.loading import LoadedModel, innermost
 
 if TYPE_CHECKING:
     import torch
@@ -21,7 +21,7 @@ class Batch:
 
     def __init__(self, loaded: LoadedModel) -> None:
         self._loaded = loaded
-        named = inspect.signature(_innermost(loaded.model).forward).parameters
+        named = inspect.signature(innermost(loaded.model).forward).parameters
         self._takes_positions = "position_ids" in named
         self._takes_last_only = "logits_to_keep" in named
         self._cache: Any = None
@@ -118,10 +118,3 @@ def _left_padded(states_BHTD: "torch.Tensor", length: int) -> "torch.Tensor":
     import torch
 
     return torch.nn.functional.pad(states_BHTD, (0, 0, length - states_BHTD.shape[2], 0))
-
-
-def _innermost(model: Any) -> Any:
-    """The model itself, out of PEFT's wrapper."""
-    from transformers import PreTrainedModel
-
-    return model if isinstance(model, PreTrainedModel) else model.get_base_model()

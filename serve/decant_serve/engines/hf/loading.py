@@ -11,18 +11,23 @@ from pathlib import Path
 from typing import Any
 
 from decant.errors import ArtifactError
+from decant_serve.engines.protocol import Pooling
 from decant_serve.engines.transformers import ModelSettings
 
 
 @dataclass(frozen=True, slots=True)
 class LoadedModel:
-    """A model with what decoding needs to know. `context` counts prompt and answer together."""
+    """A model with what decoding needs to know. `context` counts prompt and answer together.
+
+    `pooling` says how its states become an embedding.
+    """
 
     model: Any
     tokenizer: Any
     device: str
     end_ids: frozenset[int]
     context: int
+    pooling: Pooling = "off"
 
     def render(self, messages: list[dict[str, str]]) -> str:
         """A chat as the template writes it, up to where the assistant speaks."""
@@ -57,6 +62,8 @@ def load(settings: ModelSettings) -> LoadedModel:
 
         model = _loaded(partial(PeftModel.from_pretrained, model), settings.path)
     model.eval()
+    if settings.pooling != "off" and innermost(model).base_model is innermost(model):
+        raise ArtifactError(f"{settings.path}: no embeddings of this architecture; leave --pooling out")
     longest = model.config.get_text_config().max_position_embeddings
     return LoadedModel(
         model=model,
@@ -64,6 +71,7 @@ def load(settings: ModelSettings) -> LoadedModel:
         device=device,
         end_ids=_end_ids(model, tokenizer, adapter=settings.base is not None),
         context=min(settings.context, longest or settings.context),
+        pooling=settings.pooling,
     )
 
 
@@ -114,6 +122,13 @@ def _end_ids(model: Any, tokenizer: Any, *, adapter: bool) -> frozenset[int]:
     ids = frozenset([named] if isinstance(named, int) else named or ())
     own = frozenset() if tokenizer.eos_token_id is None else frozenset({tokenizer.eos_token_id})
     return ids | own if adapter else ids or own
+
+
+def innermost(model: Any) -> Any:
+    """The model itself, out of PEFT's wrapper."""
+    from transformers import PreTrainedModel
+
+    return model if isinstance(model, PreTrainedModel) else model.get_base_model()
 
 
 def _loaded(load_from: Callable[..., Any], path: str, **options: Any) -> Any:

@@ -16,6 +16,7 @@ from decant_serve.engines.hf.batch import Batch
 from decant_serve.engines.hf.loading import LoadedModel
 from decant_serve.engines.hf.sampling import Sampling, Scored, choose, score
 from decant_serve.engines.hf.text import TextStream
+from decant_serve.engines.hf.vectors import EmbeddingJob, embed_some
 
 if TYPE_CHECKING:
     import torch
@@ -96,7 +97,8 @@ class Scheduler:
         self._batch = Batch(loaded)
         self._rows: list[_Row] = []
         self._waiting: deque[_Row] = deque()
-        self._inbox: queue.SimpleQueue[Job | None] = queue.SimpleQueue()
+        self._embedding: deque[EmbeddingJob] = deque()
+        self._inbox: queue.SimpleQueue[Job | EmbeddingJob | None] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._run, name="decoding", daemon=True)
 
     def start(self) -> None:
@@ -108,8 +110,8 @@ class Scheduler:
         self._inbox.put(None)
         self._thread.join()
 
-    def submit(self, job: Job) -> None:
-        """Queues a job: `Job.next_pieces` gives what comes, `is_cancelled` drops it at the next step."""
+    def submit(self, job: Job | EmbeddingJob) -> None:
+        """Queues a job: itself it gives what comes, and its `is_cancelled` drops it at the next step."""
         self._inbox.put(job)
 
     def _run(self) -> None:
@@ -122,20 +124,40 @@ class Scheduler:
                     self._join_waiting()
                     if self._rows:
                         self._step()
+                    self._embed()
                 except Exception as error:  # noqa: BLE001 - the boundary of the jobs in the batch
                     _log.exception("event=step-failed rows=%d", len(self._rows))
                     self._break_all(f"{type(error).__name__}: {error}")
 
     def _take_jobs(self) -> bool:
         """Empties the inbox, waits for a job when there is nothing to do; False when the thread shall end."""
-        idle = not self._rows and not self._waiting
+        idle = not self._rows and not self._waiting and not self._embedding
         while idle or not self._inbox.empty():
             job = self._inbox.get()
             if job is None:
                 return False
-            self._waiting.extend(self._new_row(job, choice) for choice in range(job.choices))
+            if isinstance(job, EmbeddingJob):
+                self._embedding.append(job)
+            else:
+                self._waiting.extend(self._new_row(job, choice) for choice in range(job.choices))
             idle = False
         return True
+
+    def _embed(self) -> None:
+        """One batch of the first job that wants vectors, so that decoding goes on between them."""
+        while self._embedding and self._embedding[0].is_cancelled:
+            self._embedding.popleft()
+        if not self._embedding:
+            return
+        job = self._embedding[0]
+        try:
+            embed_some(self._loaded, job)
+        except Exception as error:  # noqa: BLE001 - the boundary of this job; those that decode go on
+            _log.exception("event=embedding-failed inputs=%d", len(job.inputs))
+            self._embedding.popleft().fail(f"{type(error).__name__}: {error}")
+            return
+        if not job.left:
+            self._embedding.popleft().finish()
 
     def _new_row(self, job: Job, choice: int) -> _Row:
         seed = job.sampling.seed
