@@ -17,7 +17,9 @@ def build_trainer(model: Any, examples: Sequence[Example], objective: Objective,
     def loss(outputs: Any, labels: Any, num_items_in_batch: Any = None) -> Any:
         del num_items_in_batch  # a step is one batch, so its own mean is the mean
         mean = objective.loss(outputs.logits, labels)
-        return watch.loss(mean, outputs.logits, mass=objective.mass(labels))
+        # Counting them makes a GPU wait, and alone there is nobody to weigh against.
+        mass = objective.mass(labels) if watch.around.ranks.world > 1 else 1.0
+        return watch.loss(mean, outputs.logits, mass=mass)
 
     batches = RankBatches(examples, watch.plan, objective, watch.around.ranks)
     nothing: Any = []  # the Trainer wants a dataset beside its loader
