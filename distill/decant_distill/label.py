@@ -353,7 +353,7 @@ def _write(
     write_jsonl(config.output, reader.read_back(store, tally=tally))
     if config.export is not None:
         export(store, config.export)
-    if (scores := _scores_writer(config)) is not None:
+    if tally.done and (scores := _scores_writer(config)) is not None:
         labels = (label for row in reader.rows(store) for label in row)
         told = scores.write(
             labels, store, config.scores_path, teacher=job.teacher.model, revision=job.teacher.revision
