@@ -176,7 +176,7 @@ def run_arm(given: argparse.Namespace) -> None:
     rows = rows_of(given)[_WARM_STEPS * given.rows : (given.steps - 1) * given.rows]
     tokens = sum(len(row["input_ids"]) for row in rows)
     first, last = _WARM_STEPS, given.steps - 1
-    measured = {
+    measured: dict[str, float] = {
         "tokens_per_s": tokens / (marks.wall_s[last] - marks.wall_s[first]),
         "cpu_s_per_1000": 1000 * (marks.cpu_s[last] - marks.cpu_s[first]) / tokens,
         "peak": peak_bytes(),

@@ -99,14 +99,15 @@ def line(name: str, runs: tuple[list[Run], list[Run]]) -> str:
     for side in runs:
         speeds = [run.tokens / run.wall_s for run in side]
         cells.append(f"{statistics.median(speeds):,.0f}")
-    for seconds in (lambda run: run.wall_s, lambda run: run.cpu_s):
-        ratios = [
-            (left.tokens / seconds(left)) / (right.tokens / seconds(right))
-            for left, right in zip(*runs, strict=True)
-        ]
-        cells.append(f"{statistics.median(ratios):.3f}, {min(ratios):.3f} to {max(ratios):.3f}")
+    couples = list(zip(*runs, strict=True))
+    cells.append(_spread([a.tokens / a.wall_s * b.wall_s / b.tokens for a, b in couples]))
+    cells.append(_spread([a.tokens / a.cpu_s * b.cpu_s / b.tokens for a, b in couples]))
     cells += [f"{statistics.median(run.dev_loss for run in side):.4f}" for side in runs]
     return f"| {' | '.join(cells)} |"
+
+
+def _spread(ratios: list[float]) -> str:
+    return f"{statistics.median(ratios):.3f}, {min(ratios):.3f} to {max(ratios):.3f}"
 
 
 def main() -> None:
