@@ -354,11 +354,7 @@ def _write(
     if config.export is not None:
         export(store, config.export)
     if tally.done and (scores := _scores_writer(config)) is not None:
-        labels = (label for row in reader.rows(store) for label in row)
-        told = scores.write(
-            labels, store, config.scores_path, teacher=job.teacher.model, revision=job.teacher.revision
-        )
-        print(told.describe())
+        print(scores.write(reader.rows(store), store, config.scores_path, teacher=job.teacher).describe())
     adaptive = {"max_samples": config.max_samples, "confidence": config.confidence}
     summary = {
         **tally.to_summary(),

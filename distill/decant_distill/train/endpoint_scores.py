@@ -8,7 +8,7 @@ import hashlib
 import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from decant.errors import MissingExtraError, TrainingError
 from decant.files import folder_aside, write_text
 from decant.store import RequestStore
 from decant.task import TaskConfig, compose
+from decant_distill.label_requests import Teacher
 from decant_distill.label_topk import Place, read_places
 from decant_distill.labels import Label
 from decant_distill.train.encode import Example, encode
@@ -82,19 +83,13 @@ class ScoresWriter:
         return writer
 
     def write(
-        self,
-        labels: Iterable[Label],
-        store: RequestStore,
-        output: Path,
-        *,
-        teacher: str,
-        revision: str | None,
+        self, rows: Iterable[list[Label]], store: RequestStore, output: Path, *, teacher: Teacher
     ) -> EndpointScores:
         """Writes the folder; TrainingError when the teacher's tokens are not the student's."""
-        info, names = self._info(teacher, revision), TokenNames(self.tokenizer, str(self.student))
-        tokens = scored = rows = 0
+        info, names = self._info(teacher), TokenNames(self.tokenizer, str(self.student))
+        tokens = scored = count = 0
         with folder_aside(output) as folder:
-            for number, part in enumerate(_parts(_once(self._taught(labels)))):
+            for number, part in enumerate(_parts(_once(self._taught(rows)))):
                 answers = [(label.key, label.response) for _, label in part if label.key and label.response]
                 known = read_places(store, answers)
                 examples = self._encoded([lesson for lesson, _ in part])
@@ -105,7 +100,7 @@ class ScoresWriter:
                     tokens, scored = tokens + len(found), scored + told
                 keys = [conversation_key(lesson) for lesson, _ in part]
                 save_shard(folder, number, keys=keys, records=records)
-                rows += len(part)
+                count += len(part)
             if scored < _LEAST_SHARE * tokens or not tokens:
                 raise TrainingError(
                     f"{output}: the endpoint scored {scored} of the {tokens} tokens that {self.student} would"
@@ -114,24 +109,24 @@ class ScoresWriter:
             size_bytes = sum(path.stat().st_size for path in folder.glob("*.npy"))
             final = info.model_copy(update={"tokens": tokens, "bytes_per_token": size_bytes / tokens})
             write_text(folder / TEACHER_FILE, final.model_dump_json(indent=1) + "\n")
-        return EndpointScores(output, rows, tokens, scored, final.bytes_per_token)
+        return EndpointScores(output, count, tokens, scored, final.bytes_per_token)
 
-    def _info(self, teacher: str, revision: str | None) -> ScoresInfo:
+    def _info(self, teacher: Teacher) -> ScoresInfo:
         return ScoresInfo(
             kind="topk",
             k=self.k,
             vocabulary=len(self.tokenizer),
             tokenizer_sha256=tokenizer_sha256(self.tokenizer),
             template_sha256=hashlib.sha256(str(self.tokenizer.chat_template).encode()).hexdigest(),
-            teacher=teacher,
-            teacher_sha256=revision or "",
+            teacher=teacher.model,
+            teacher_sha256=teacher.revision or "",
             data_sha256="",
             settings={"source": "top_logprobs", "student": str(self.student)},
         )
 
-    def _taught(self, labels: Iterable[Label]) -> Iterator[tuple[Lesson, Label]]:
+    def _taught(self, rows: Iterable[list[Label]]) -> Iterator[tuple[Lesson, Label]]:
         """The labels that training may see, as it sees them. Hinted ones were scored on another prompt."""
-        for label in labels:
+        for label in chain.from_iterable(rows):
             if label.status == "done" and label.answer and label.prompt and not label.hinted:
                 completion = self._completion(label.reasoning, label.answer)
                 yield Lesson(label.line, tuple(label.prompt), completion), label
