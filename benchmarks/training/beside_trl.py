@@ -1,9 +1,9 @@
 """A QLoRA step beside TRL's SFTTrainer: `python -m training.beside_trl MODEL` (needs trl and datasets).
 
 Both arms train the same NF4 model with the same adapters on the same batches in the same order, each in a
-process of its own, in turn. Tokens per second count the steps after the first few; memory is the process's
-peak, or the GPU's where there is one. TRL casts the adapters of a quantized base
-to bf16, Decant keeps float32.
+process of its own, in turn. Tokens and CPU seconds count the steps after the first few; memory is the
+process's peak, or the GPU's where there is one. TRL casts the adapters of a quantized base to bf16, Decant
+keeps float32. A pair takes about 35 s on one core with the bundled student; none begins after `--limit-s`.
 """
 
 import argparse
@@ -15,6 +15,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -56,8 +57,25 @@ def settings(given: argparse.Namespace, folder: Path) -> Any:
     )
 
 
-def run_decant(given: argparse.Namespace, folder: Path) -> list[float]:
-    """Seconds of each step of Decant's loop."""
+@dataclass(slots=True)
+class Marks:
+    """Clock and processor time at the same point of every step."""
+
+    wall_s: list[float] = field(default_factory=list[float])
+    cpu_s: list[float] = field(default_factory=list[float])
+
+    def mark(self) -> None:
+        """Notes both times."""
+        import torch
+
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
+        self.wall_s.append(time.monotonic())
+        self.cpu_s.append(time.process_time())
+
+
+def run_decant(given: argparse.Namespace, folder: Path) -> Marks:
+    """The steps of Decant's loop."""
     from decant_distill.train.batches import BatchPlan
     from decant_distill.train.checkpoints import Checkpoints
     from decant_distill.train.encode import Example
@@ -65,6 +83,13 @@ def run_decant(given: argparse.Namespace, folder: Path) -> list[float]:
     from decant_distill.train.objective import Objective
     from decant_distill.train.student import build_student
     from decant_distill.train.watch import Surroundings
+
+    marks = Marks()
+
+    class Marked(Objective):
+        def batch(self, examples: Sequence[Example]) -> dict[str, Any]:
+            marks.mark()
+            return super().batch(examples)
 
     rows = rows_of(given)
     examples = [
@@ -75,13 +100,12 @@ def run_decant(given: argparse.Namespace, folder: Path) -> list[float]:
     plan = BatchPlan(batches, tokens, tokens, (1,) * len(batches), len(batches))
     config = settings(given, folder)
     around = Surroundings.quiet(config, Checkpoints.beside(config.output))
-    outcome = fit(build_student(config), examples, lambda _spares: plan, objective=Objective(), around=around)
-    return list(outcome.progress.seconds)
+    fit(build_student(config), examples, lambda _spares: plan, objective=Marked(), around=around)
+    return marks
 
 
-def run_trl(given: argparse.Namespace, folder: Path) -> list[float]:
-    """Seconds of each step of TRL's SFTTrainer."""
-    import torch
+def run_trl(given: argparse.Namespace, folder: Path) -> Marks:
+    """The steps of TRL's SFTTrainer."""
     from peft import LoraConfig
     from transformers import TrainerCallback
 
@@ -90,16 +114,11 @@ def run_trl(given: argparse.Namespace, folder: Path) -> list[float]:
     # By name: they stand in an environment of their own, which the type checker does not see.
     datasets: Any = importlib.import_module("datasets")
     trl: Any = importlib.import_module("trl")
-    seconds: list[float] = []
+    marks = Marks()
 
     class Clock(TrainerCallback):
         def on_step_begin(self, *_args: Any, **_given: Any) -> None:
-            self.began_s = time.monotonic()
-
-        def on_step_end(self, *_args: Any, **_given: Any) -> None:
-            if torch.cuda.is_available():
-                torch.cuda.synchronize()
-            seconds.append(time.monotonic() - self.began_s)
+            marks.mark()
 
     config = settings(given, folder)
     rows = rows_of(given)
@@ -119,7 +138,7 @@ def run_trl(given: argparse.Namespace, folder: Path) -> list[float]:
         callbacks=[Clock()],
     )
     trainer.train()
-    return seconds
+    return marks
 
 
 def _trl_settings(given: argparse.Namespace, folder: Path) -> dict[str, Any]:
@@ -153,9 +172,16 @@ def run_arm(given: argparse.Namespace) -> None:
 
     require_training_stack(quantized=True)
     with tempfile.TemporaryDirectory() as folder:
-        seconds = (run_decant if given.arm == "decant" else run_trl)(given, Path(folder))
-    lengths = [len(row["input_ids"]) for row in rows_of(given)][_WARM_STEPS * given.rows :]
-    print(json.dumps({"tokens_per_s": sum(lengths) / sum(seconds[_WARM_STEPS:]), "peak": peak_bytes()}))
+        marks = (run_decant if given.arm == "decant" else run_trl)(given, Path(folder))
+    rows = rows_of(given)[_WARM_STEPS * given.rows : (given.steps - 1) * given.rows]
+    tokens = sum(len(row["input_ids"]) for row in rows)
+    first, last = _WARM_STEPS, given.steps - 1
+    measured: dict[str, float] = {
+        "tokens_per_s": tokens / (marks.wall_s[last] - marks.wall_s[first]),
+        "cpu_s_per_1000": 1000 * (marks.cpu_s[last] - marks.cpu_s[first]) / tokens,
+        "peak": peak_bytes(),
+    }
+    print(json.dumps(measured))
 
 
 def measure(arm: str, arguments: Sequence[str]) -> dict[str, float]:
@@ -166,13 +192,14 @@ def measure(arm: str, arguments: Sequence[str]) -> dict[str, float]:
 
 
 def main() -> None:
-    """Prints a Markdown table of both arms, medians over the repetitions."""
+    """Prints a Markdown row of each arm after every pair; the last ones count."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("model", type=Path)
     parser.add_argument("--rows", type=int, default=16)
     parser.add_argument("--length", type=int, default=128)
     parser.add_argument("--steps", type=int, default=30)
-    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--repeats", type=int, default=6)
+    parser.add_argument("--limit-s", type=float, default=200.0, help="begin no pair after so long")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--dtype", choices=("bfloat16", "float32"), default="bfloat16")
     parser.add_argument("--arm", choices=ARMS)
@@ -180,16 +207,25 @@ def main() -> None:
     if given.arm:
         run_arm(given)
         return
+    began_s = time.monotonic()
     found: dict[str, list[dict[str, float]]] = {arm: [] for arm in ARMS}
-    for _ in range(given.repeats):
-        for arm in ARMS:
+    print("| arm | n | tokens/s, least to most | CPU s per 1,000 tokens | peak memory, GB |")
+    print("|---|---|---|---|---|", flush=True)
+    for number in range(given.repeats):
+        if number and time.monotonic() - began_s > given.limit_s:
+            break
+        for arm in ARMS if number % 2 == 0 else ARMS[::-1]:
             found[arm].append(measure(arm, sys.argv[1:]))
-    print("| arm | tokens/s, least to most | peak memory, GB |\n|---|---|---|")
-    for arm, runs in found.items():
-        speeds = [one["tokens_per_s"] for one in runs]
-        peak = statistics.median(one["peak"] for one in runs) / 1e9
-        spread = f"{min(speeds):,.0f} to {max(speeds):,.0f}"
-        print(f"| {arm} | {statistics.median(speeds):,.0f}, {spread} | {peak:.3f} |")
+        for arm in ARMS:
+            print(line(arm, found[arm]), flush=True)
+
+
+def line(arm: str, runs: Sequence[dict[str, float]]) -> str:
+    """An arm's medians so far."""
+    speeds = [one["tokens_per_s"] for one in runs]
+    cpu_s, peak = (statistics.median(one[name] for one in runs) for name in ("cpu_s_per_1000", "peak"))
+    spread = f"{statistics.median(speeds):,.0f}, {min(speeds):,.0f} to {max(speeds):,.0f}"
+    return f"| {arm} | {len(runs)} | {spread} | {cpu_s:.3f} | {peak / 1e9:.3f} |"
 
 
 if __name__ == "__main__":

@@ -29,6 +29,7 @@ from decant_distill.label_requests import GOLD_FIELD, Job, Sampling, Teacher, re
 from decant_distill.label_run import LabelRun, Ran
 from decant_distill.label_spend import Prices
 from decant_distill.redact import Redaction, RedactKind
+from decant_distill.train.endpoint_scores import ScoresWriter
 from decant_distill.verifiers import Verifier, VerifierConfig, load_verifiers
 
 LabelFormat = Literal["online", "openai-batch", "batch-api"]
@@ -111,6 +112,15 @@ class LabelConfig(Config):
     logprobs: bool = Field(
         default=False, description="ask for the answers' log-probabilities; not all endpoints give them"
     )
+    topk_logprobs: int | None = Field(
+        default=None,
+        ge=1,
+        le=1024,
+        description="store so many likeliest tokens of each place, for train's teacher_scores; needs student",
+    )
+    student: OptionalInputPath = Field(
+        default=None, description="for topk_logprobs: the student, whose tokenizer the teacher shares"
+    )
     hint: bool = Field(
         default=False, description="show gold to the teacher where all its samples miss it, and ask why"
     )
@@ -146,6 +156,14 @@ class LabelConfig(Config):
         return self
 
     @model_validator(mode="after")
+    def _top_tokens_have_a_student(self) -> "LabelConfig":
+        if (self.topk_logprobs is None) != (self.student is None):
+            raise ValueError("topk_logprobs and student are given together, or neither")
+        if self.topk_logprobs is not None and self.format != "online":
+            raise ValueError("topk_logprobs needs format = online")
+        return self
+
+    @model_validator(mode="after")
     def _a_budget_has_prices(self) -> "LabelConfig":
         if self.budget_usd is not None and Prices.of(self.endpoint) is None:
             raise ValueError(
@@ -169,6 +187,11 @@ class LabelConfig(Config):
         return self.output.with_suffix(".summary.json")
 
     @property
+    def scores_path(self) -> Path:
+        """Where the teacher's top tokens go, in the form that `decant logits` writes."""
+        return self.output.with_suffix(".scores")
+
+    @property
     def batch_path(self) -> Path:
         """Where the requests of a batch go."""
         return self.output.with_suffix(".batch.jsonl")
@@ -185,6 +208,7 @@ def run(config: LabelConfig) -> None:
     verifiers = load_verifiers(config.verify)
     if config.export is not None:
         check_export(config.export)
+    _scores_writer(config)
     if not any(True for _ in read_limited(config.data, 1)):
         raise DataError(f"{config.data}: the dataset has no rows")
     try:
@@ -334,7 +358,14 @@ def _job(config: LabelConfig, teacher: Teacher) -> Job:
         redact=Redaction(config.redact) if config.redact else None,
         hint=config.hint_text if config.hint else None,
         logprobs=config.logprobs,
+        top_logprobs=config.topk_logprobs,
     )
+
+
+def _scores_writer(config: LabelConfig) -> ScoresWriter | None:
+    if config.topk_logprobs is None or config.student is None:
+        return None
+    return ScoresWriter.of(config.student, config.task, k=config.topk_logprobs)
 
 
 def _write(
@@ -356,6 +387,8 @@ def _write(
     write_jsonl(config.output, reader.read_back(store, tally=tally))
     if config.export is not None:
         export(store, config.export)
+    if tally.done and (scores := _scores_writer(config)) is not None:
+        print(scores.write(reader.rows(store), store, config.scores_path, teacher=job.teacher).describe())
     adaptive = {"max_samples": config.max_samples, "confidence": config.confidence}
     summary = {
         **tally.to_summary(),

@@ -19,6 +19,7 @@ from decant_distill.label_record import Recorder
 from decant_distill.label_requests import Job
 from decant_distill.label_send import Sender
 from decant_distill.label_spend import Purse
+from decant_distill.label_topk import keep_places, places_of
 from decant_distill.label_watch import Watch
 
 T = TypeVar("T")
@@ -201,7 +202,11 @@ class Dispatcher:
             await self._record(leased.key, error)
         else:
             cost_usd = self._purse.settle(request, completion.usage)
-            await self._record(leased.key, _answer(job, completion, cost_usd))
+            answer = _answer(job, completion, cost_usd)
+            if job.top_logprobs and completion.text:
+                places = places_of(completion.logprobs, model=job.teacher.model)
+                await self._in_thread(keep_places, self._store, leased, answer.response, places)
+            await self._record(leased.key, answer)
         self._progress.advance(1)
 
     async def _record(self, key: str, outcome: Answer | ApiError) -> None:

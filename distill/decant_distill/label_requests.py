@@ -99,6 +99,7 @@ class Job:
     redact: Redactor | None = None
     hint: str | None = None
     logprobs: bool = False
+    top_logprobs: int | None = None
 
     def __iter__(self) -> Iterator[Question | Unaskable]:
         for row in read_limited(self.data, self.limit):
@@ -133,8 +134,10 @@ class Job:
             "temperature": self.sampling.temperature,
             **self.answers.request_fields(),
         }
-        if self.logprobs:
+        if self.logprobs or self.top_logprobs:
             request["logprobs"] = True
+        if self.top_logprobs:
+            request["top_logprobs"] = self.top_logprobs
         if self.sampling.top_p is not None:
             request["top_p"] = self.sampling.top_p
         if self.sampling.seed is not None:

@@ -64,6 +64,7 @@ def find_target(path: Path, *, name: str | None = None) -> Target:
         return Target(name, "gguf", _only_gguf(path), manifest, digest)
     _require_model_files(path, kind)
     base = _adapter_base(path, manifest) if kind == "adapter" else None
+    _refuse_encoder_decoder(base or path)
     return Target(name, kind, path, manifest, digest, base)
 
 
@@ -113,6 +114,22 @@ def _require_model_files(folder: Path, kind: Literal["hf", "adapter"]) -> None:
     for names in ((config,), weights, _TOKENIZER_FILES):
         if not any(next(folder.glob(name), None) for name in names):
             raise ArtifactError(f"{folder}: {names[0]} is missing; copy the whole folder that training saved")
+
+
+def _refuse_encoder_decoder(folder: Path) -> None:
+    file = folder / "config.json"
+    try:
+        described: Any = json.loads(file.read_bytes()) if file.is_file() else None
+    except ValueError:
+        return  # the engine says what is wrong with it
+    match described:
+        case {"is_encoder_decoder": True}:
+            raise ArtifactError(
+                f"{folder}: is an encoder-decoder, which no engine serves; score it with"
+                " `decant merge --dev`, or serve a decoder"
+            )
+        case _:
+            return
 
 
 def _adapter_base(folder: Path, manifest: Manifest | None) -> Path:

@@ -15,7 +15,7 @@ from decant.errors import ArtifactError, TrainingError
 from decant_distill.train.command import run
 from decant_distill.train.config import TrainConfig
 from decant_distill.train.memory import find_needs
-from decant_distill.train.student import build_student
+from decant_distill.train.student import build_student, load_base
 
 ROWS, LENGTH = 16, 128
 
@@ -84,6 +84,13 @@ def test_nf4_weights_are_said_to_take_a_little_over_half_a_byte_each(student_bas
     plain, packed = (find_needs(config(student_base, method=method)).standing for method in ("lora", "qlora"))
     linear = 2 * (4 * 64 * 64 + 3 * 64 * 128)
     assert plain.weights - packed.weights == pytest.approx(linear * (4 - 0.5159), rel=1e-3)
+
+
+def test_an_on_policy_runs_teacher_is_counted(student_base: Path) -> None:
+    plain = config(student_base)
+    both = plain.with_changes(objective="on-policy", teacher=student_base)
+    weights = sum(p.numel() for p in load_base(student_base, dtype="float32", nf4=False).parameters())
+    assert find_needs(both).standing.total - find_needs(plain).standing.total == 4 * weights
 
 
 def test_a_device_that_not_one_row_fits_is_an_error(student_base: Path) -> None:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import runpy
 import subprocess
 import sys
 from pathlib import Path
@@ -18,6 +19,7 @@ from safetensors.torch import load_file
 
 import decant_distill.train
 from decant.artifact import read_manifest
+from decant.errors import TrainingError
 from decant_distill.train.command import run
 from decant_distill.train.config import TrainConfig
 from decant_distill.train.ranks import Ranks
@@ -29,6 +31,21 @@ def test_a_process_knows_its_place_from_its_environment() -> None:
     given = {"RANK": "1", "WORLD_SIZE": "4", "ACCELERATE_USE_FSDP": "true"}
     assert Ranks.from_environment(given) == Ranks(rank=1, world=4, sharded=True)
     assert Ranks.from_environment({}) == Ranks()
+
+
+def test_ways_to_divide_a_model_that_are_not_taken_are_refused_by_name() -> None:
+    with pytest.raises(TrainingError, match="tensor parallel training"):
+        Ranks.from_environment({"RANK": "0", "WORLD_SIZE": "2", "PARALLELISM_CONFIG_TP_SIZE": "2"})
+
+
+def test_weights_that_accelerate_would_not_spread_are_no_silent_ddp(
+    student_base: Path, curated: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if torch.cuda.is_available():
+        pytest.skip("there is a GPU to spread weights over")
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+    with pytest.raises(TrainingError, match="over GPUs only"):
+        run(config(student_base, curated, tmp_path / "s"))
 
 
 @pytest.mark.parametrize("name", ["ddp", "fsdp2", "zero2", "zero3"])
@@ -56,9 +73,12 @@ def config(base: Path, data: Path, output: Path, **changes: Any) -> TrainConfig:
     return TrainConfig(base=base, data=data, output=output, **{**settings, **changes})
 
 
-def by_two(arguments: list[str]) -> None:
+def by_two(arguments: list[str], *, shipped: str | None = None) -> None:
     """Runs a module or script in two processes that find each other over gloo."""
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    if shipped is not None:
+        config_file = str(CONFIGS / f"{shipped}.yaml")
+        launcher = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", config_file]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": "1"}
     subprocess.run([*launcher, *arguments], env=environment, check=True)
 
@@ -74,7 +94,7 @@ def test_two_processes_learn_what_one_learns_and_one_of_them_writes(
     run(config(student_base, curated, tmp_path / "one"))
     two = config(student_base, curated, tmp_path / "two")
     (tmp_path / "train.json").write_text(two.model_dump_json())
-    by_two(["-m", "decant", "train", "--config", str(tmp_path / "train.json")])
+    by_two(["-m", "decant", "train", "--config", str(tmp_path / "train.json")], shipped="ddp")
     assert curve(tmp_path / "two") == pytest.approx(curve(tmp_path / "one"), rel=1e-4)
     left, right = (load_file(tmp_path / name / "adapter_model.safetensors") for name in ("one", "two"))
     assert left.keys() == right.keys()
@@ -133,15 +153,14 @@ if ranks.world > 1:
 
 @pytest.mark.timeout(240)
 def test_weights_spread_over_two_processes_learn_what_they_learn_in_one(
-    student_base: Path, curated: Path, tmp_path: Path
+    student_base: Path, curated: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     script, file = tmp_path / "sharded.py", tmp_path / "train.json"
     script.write_text(SHARDED)
     file.write_text(config(student_base, curated, tmp_path / "s").model_dump_json())
     by_two([str(script), str(file), str(tmp_path / "two.json")])
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": "1"}
-    alone = [sys.executable, str(script), str(file), str(tmp_path / "one.json")]
-    subprocess.run(alone, env=environment, check=True)
+    monkeypatch.setattr(sys, "argv", ["sharded", str(file), str(tmp_path / "one.json")])
+    runpy.run_path(str(script))
     one, two = (json.loads((tmp_path / f"{name}.json").read_text()) for name in ("one", "two"))
     assert two["losses"] == pytest.approx(one["losses"], rel=1e-4)
     assert two["weights"] == pytest.approx(one["weights"], rel=1e-3, abs=1e-5)

@@ -41,6 +41,16 @@ def test_a_folder_without_a_manifest_is_served_under_its_own_name(tmp_path: Path
     assert (target.name, target.kind, target.manifest) == ("plain", "hf", None)
 
 
+def test_an_encoder_decoder_is_refused_with_what_scores_it(tmp_path: Path) -> None:
+    folder = checkpoint(tmp_path / "t5")
+    (folder / "config.json").write_text(json.dumps({"model_type": "t5", "is_encoder_decoder": True}))
+    with pytest.raises(ArtifactError, match=r"encoder-decoder, which no engine serves.*merge --dev"):
+        find_target(folder)
+    over = adapter(tmp_path / "adapter", base_model_name_or_path=str(folder))
+    with pytest.raises(ArtifactError, match="encoder-decoder"):
+        find_target(over)
+
+
 def test_an_altered_file_is_refused(tmp_path: Path) -> None:
     folder = checkpoint(tmp_path / "folder")
     write_manifest(folder, name="student", kind="hf", method="full")

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from decant.errors import TrainingError
 from decant.files import sha256_file, sha256_path, write_text
 from decant.golden import GoldenSet
 from decant_distill.train.batches import BatchPlan
@@ -15,6 +16,7 @@ from decant_distill.train.lr_sweep import settle_learning_rate
 from decant_distill.train.memory import dry_run
 from decant_distill.train.objective import objective_of
 from decant_distill.train.observe import record_golden
+from decant_distill.train.on_policy import OnPolicy, load_on_policy
 from decant_distill.train.publish import publish_student
 from decant_distill.train.ranks import Ranks
 from decant_distill.train.student import (
@@ -50,9 +52,9 @@ def run(config: TrainConfig) -> None:
         return
     require_trackers(config.report_to)
     _set_threads(config.threads)
+    ranks = _ranks()
     tokenizer = load_tokenizer(config.base)
     course = plan_course(config, tokenizer)
-    ranks = Ranks.from_environment()
     base_sha256 = sha256_path(config.base)
     checkpoints = Checkpoints.beside(config.output)
     if ranks.writes:
@@ -65,7 +67,8 @@ def run(config: TrainConfig) -> None:
         model = build_student(config)
         with heeding_sigterm() as request:
             around = _surroundings(config, course, checkpoints, ranks, request)
-            outcome = fit(model, course.examples, course.plan, objective=objective, around=around)
+            learned = _on_policy(config, tokenizer, course) or objective
+            outcome = fit(model, course.examples, course.plan, objective=learned, around=around)
         model = _final(model, outcome, around)
         if not ranks.writes:
             return
@@ -83,11 +86,30 @@ def run(config: TrainConfig) -> None:
     print(_summary(course, outcome, config))
 
 
+def _ranks() -> Ranks:
+    """This process's place; TrainingError where accelerate would not do what its config says."""
+    import torch
+
+    ranks = Ranks.from_environment()
+    if ranks.sharded and not torch.cuda.is_available():
+        raise TrainingError(
+            "accelerate spreads weights over GPUs only; on a CPU each process would hold all of them: use the"
+            " DDP config there"
+        )
+    return ranks
+
+
 def _set_threads(threads: int | None) -> None:
     import torch
 
     if threads is not None:
         torch.set_num_threads(threads)
+
+
+def _on_policy(config: TrainConfig, tokenizer: Any, course: Course) -> OnPolicy | None:
+    if config.objective != "on-policy":
+        return None
+    return load_on_policy(config, tokenizer, course.lessons)
 
 
 def _identity(config: TrainConfig, base_sha256: str, ranks: Ranks) -> dict[str, Any]:
@@ -97,6 +119,8 @@ def _identity(config: TrainConfig, base_sha256: str, ranks: Ranks) -> dict[str, 
         identity["dev_data"] = sha256_file(config.dev_data)
     if config.teacher_scores is not None:
         identity["teacher_scores"] = sha256_file(config.teacher_scores / TEACHER_FILE)
+    if config.teacher is not None:
+        identity["teacher"] = sha256_path(config.teacher)
     if ranks.world > 1:
         identity["processes"] = ranks.world
     return identity

@@ -90,6 +90,25 @@ class TrainConfig(Config):
     prompts_alike: bool = Field(
         default=False, description="the k rows of one prompt count 1/k each, so that prompts count alike"
     )
+    objective: Literal["labels", "on-policy"] = Field(
+        default="labels",
+        description="learn the labels, or from what a teacher says of the student's own answers (extra trl)",
+    )
+    teacher: OptionalInputPath = Field(
+        default=None, description="for on-policy: Hugging Face folder of a teacher with the same vocabulary"
+    )
+    max_new_tokens: int = Field(
+        default=256, ge=1, description="for on-policy: longest answer that the student writes"
+    )
+    sampling_temperature: float = Field(
+        default=1.0, gt=0, description="for on-policy: of the student's answers and of the divergence"
+    )
+    divergence: float = Field(
+        default=0.5,
+        ge=0,
+        le=1,
+        description="for on-policy: 0 is forward KL, 1 reverse KL, between them a Jensen-Shannon divergence",
+    )
     teacher_scores: OptionalInputPath = Field(
         default=None, description="folder of a teacher's scores of these rows, from decant logits"
     )
@@ -191,6 +210,18 @@ class TrainConfig(Config):
             raise ValueError("lora_plus_ratio comes with plain AdamW: leave optimizer at adamw")
         return self
 
+    @model_validator(mode="after")
+    def _a_teacher_for_on_policy(self) -> Self:
+        if (self.objective == "on-policy") != (self.teacher is not None):
+            raise ValueError("objective on-policy and teacher are given together, or neither")
+        if self.objective == "on-policy" and (
+            self.teacher_scores is not None or self.placement == "multitask"
+        ):
+            raise ValueError("objective on-policy learns from no labels: no teacher_scores, no multitask")
+        if self.objective == "on-policy" and self.lr_sweep:
+            raise ValueError("lr_sweep tries rates on labels; with objective on-policy name learning_rate")
+        return self
+
     @property
     def weighing(self) -> Weighing:
         """What a lesson counts."""
@@ -203,5 +234,13 @@ class TrainConfig(Config):
     def identity(self) -> dict[str, object]:
         """The settings that decide what is learned: a checkpoint may only be resumed where they are equal."""
         without = {"output", "base", "data", "dev_data", "save_every_steps", "golden_rows", "golden_tokens"}
-        without |= {"threads", "max_rewinds", "report_to", "dry_run", "device_memory_gb", "teacher_scores"}
+        without |= {
+            "threads",
+            "max_rewinds",
+            "report_to",
+            "dry_run",
+            "device_memory_gb",
+            "teacher_scores",
+            "teacher",
+        }
         return self.model_dump(mode="json", exclude=without)

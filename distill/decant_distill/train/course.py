@@ -10,6 +10,7 @@ from decant_distill.train.batches import BatchPlan, Ramp, plan_batches
 from decant_distill.train.config import TrainConfig
 from decant_distill.train.dev import DevSet, hold_out
 from decant_distill.train.encode import Example, encode
+from decant_distill.train.on_policy import check_on_policy, prompts_with_room
 from decant_distill.train.rows import Lesson, Lessons, read_lessons
 from decant_distill.train.student import check_vocabulary, context_length, is_encoder_decoder
 from decant_distill.train.teacher_scores import open_scores
@@ -27,10 +28,17 @@ class Course:
     dev_rows: int
     config: TrainConfig
 
+    @property
+    def lengths(self) -> list[int]:
+        """The tokens of each row in a batch; on-policy those of its prompt and the longest answer to it."""
+        if self.config.objective == "on-policy":
+            return prompts_with_room(self.examples, self.config, context=self.context)
+        return [len(example.ids) for example in self.examples]
+
     def plan(self, spares: int = 0) -> BatchPlan:
         """The run's batches, and so many more behind them."""
         config = self.config
-        lengths = [len(example.ids) for example in self.examples]
+        lengths = self.lengths
         budget = config.token_budget or round(config.epochs * sum(lengths))
         return plan_batches(
             lengths,
@@ -45,6 +53,8 @@ class Course:
 
 def plan_course(config: TrainConfig, tokenizer: Any) -> Course:
     """Reads, renders and checks all rows; TrainingError when they cannot be learned from."""
+    if config.objective == "on-policy":
+        check_on_policy(config, tokenizer)
     context = context_length(config.base, tokenizer)
     lessons, examples, dropped = _readable(config.data, config, tokenizer, context)
     if config.teacher_scores is not None:

@@ -16,10 +16,11 @@ from decant_distill.train.checkpoints import FRESH, RunProgress, best_of
 from decant_distill.train.config import TrainConfig
 from decant_distill.train.dev import has_stalled
 from decant_distill.train.encode import Example
-from decant_distill.train.objective import Objective, RankBatches
+from decant_distill.train.objective import Objective
+from decant_distill.train.on_policy import OnPolicy, build_on_policy_trainer
 from decant_distill.train.rewinds import Distances, Rewind, left_out, plan_rewind
-from decant_distill.train.student import build_optimizer
 from decant_distill.train.trackers import build_trackers
+from decant_distill.train.trainer import build_trainer
 from decant_distill.train.watch import RunStopped, Series, SpikeFound, Surroundings, Watch
 
 
@@ -39,7 +40,7 @@ def fit(
     examples: Sequence[Example],
     plan_with: Callable[[int], BatchPlan],
     *,
-    objective: Objective,
+    objective: Objective | OnPolicy,
     around: Surroundings,
 ) -> Outcome:
     """Trains `model` in place, from the newest whole checkpoint if there is one.
@@ -53,7 +54,10 @@ def fit(
         stretches = left_out(rewinds)
         plan = plan_with(sum(stop - start for start, stop in stretches)).without(stretches)
         try:
-            trainer_of = partial(_trainer, model, examples, objective)
+            if isinstance(objective, OnPolicy):
+                trainer_of = partial(build_on_policy_trainer, model, objective)
+            else:
+                trainer_of = partial(build_trainer, model, examples, objective)
             progress = _attempt(trainer_of, plan, around=around, rewinds=rewinds, before=before)
         except SpikeFound as found:
             _rewind(found, rewinds, plan, around)
@@ -148,128 +152,3 @@ def _rewind(found: SpikeFound, rewinds: Sequence[Rewind], plan: BatchPlan, aroun
 
 def _distances(config: TrainConfig, plan: BatchPlan) -> Distances:
     return Distances.for_run(plan.steps, back=config.rewind_steps, skipped=config.rewind_batches)
-
-
-def _trainer(model: Any, examples: Sequence[Example], objective: Objective, watch: Watch) -> Any:
-    from torch.utils.data import DataLoader
-    from transformers import Trainer
-    from transformers.trainer_callback import PrinterCallback
-
-    ranks, plan = watch.around.ranks, watch.plan
-
-    class WatchedTrainer(Trainer):
-        def get_train_dataloader(self) -> Any:
-            # Not prepared by accelerate, which would deal whole batches to the processes: ours deal rows.
-            dataset: Any = RankBatches(examples, plan, objective, ranks)
-            return DataLoader(
-                dataset, batch_size=1, collate_fn=_only_item, pin_memory=self.args.dataloader_pin_memory
-            )
-
-        def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:
-            scheduler: Any = super().create_scheduler(num_training_steps, optimizer)
-            return _ramped(scheduler, plan)
-
-        def _get_grad_norm(self, model: Any, grad_norm: Any = None) -> Any:
-            norm: Any = super()._get_grad_norm(model, grad_norm=grad_norm)
-            watch.gradient(float(norm))
-            return norm
-
-    def loss(outputs: Any, labels: Any, num_items_in_batch: Any = None) -> Any:
-        del num_items_in_batch  # a step is one batch, so its own mean is the mean
-        mean = objective.loss(outputs.logits, labels)
-        return watch.loss(mean, outputs.logits, mass=objective.mass(labels))
-
-    nothing: Any = []  # the Trainer wants a dataset beside its loader
-    trainer: Any = WatchedTrainer(
-        model=model,
-        args=_arguments(watch.around, steps=plan.steps),
-        train_dataset=nothing,
-        callbacks=[_callback(watch)],
-        compute_loss_func=loss,
-        optimizers=(build_optimizer(model, watch.around.config), None),
-    )
-    trainer.remove_callback(PrinterCallback)
-    return trainer
-
-
-def _ramped(scheduler: Any, plan: BatchPlan) -> Any:
-    """The schedule with the learning rate of a smaller batch lower by the root of its share.
-
-    Adam's square root rule (arXiv 2205.10287): the noise of a step is then that of a full batch's.
-    """
-    if max(plan.parts, default=1) == 1:
-        return scheduler
-    plain = list(scheduler.lr_lambdas)
-    last = len(plan.parts) - 1
-
-    def smaller(factor: Callable[[int], float]) -> Callable[[int], float]:
-        return lambda step: factor(step) / plan.parts[min(step, last)] ** 0.5
-
-    scheduler.lr_lambdas = [smaller(factor) for factor in plain]
-    # The rate of the first step was set when the schedule was made.
-    for group, base, factor in zip(
-        scheduler.optimizer.param_groups, scheduler.base_lrs, scheduler.lr_lambdas, strict=True
-    ):
-        group["lr"] = base * factor(0)
-    return scheduler
-
-
-def _callback(watch: Watch) -> Any:
-    from transformers import TrainerCallback
-
-    class Hooks(TrainerCallback):
-        def on_step_begin(self, args: Any, state: Any, control: Any, **given: Any) -> None:
-            del args, state, control
-            self.rate = float(given["optimizer"].param_groups[0]["lr"])
-
-        def on_step_end(self, args: Any, state: Any, control: Any, **given: Any) -> Any:
-            del args, state
-            watch.step_done(given["model"], self.rate)
-            if len(watch.series.rates) == 1:
-                # A disk that is too small shows now, and an early spike has something to go back to.
-                control.should_save = True
-            if watch.should_stop():
-                control.should_save = control.should_training_stop = True
-            return control
-
-        def on_save(self, *_args: Any, **_kwargs: Any) -> None:
-            watch.saved()
-
-    return Hooks()
-
-
-def _arguments(around: Surroundings, *, steps: int) -> Any:
-    import torch
-    from transformers import TrainingArguments
-
-    config, on_gpu = around.config, torch.cuda.is_available()
-    return TrainingArguments(
-        output_dir=str(around.checkpoints.folder),
-        max_steps=steps,
-        per_device_train_batch_size=1,
-        learning_rate=config.learning_rate,
-        lr_scheduler_type="cosine",
-        optim="paged_adamw_32bit" if config.optimizer == "paged_adamw" else "adamw_torch_fused",
-        warmup_steps=round(config.warmup_ratio * steps),
-        weight_decay=config.weight_decay,
-        max_grad_norm=config.max_grad_norm,
-        seed=config.seed,
-        bf16=config.method == "full" and config.compute_dtype == "bfloat16",
-        use_cpu=not on_gpu,
-        ddp_find_unused_parameters=False,
-        average_tokens_across_devices=False,
-        save_strategy="steps",
-        save_steps=config.save_every_steps,
-        save_total_limit=None,
-        logging_strategy="no",
-        logging_nan_inf_filter=False,
-        report_to=[],
-        disable_tqdm=True,
-        remove_unused_columns=False,
-        dataloader_pin_memory=on_gpu,
-    )
-
-
-def _only_item(items: list[dict[str, Any]]) -> dict[str, Any]:
-    (batch,) = items
-    return batch

@@ -62,6 +62,8 @@ def is_swept(config: TrainConfig, *, steps: int) -> bool:
         if config.lr_sweep:
             raise TrainingError("lr_sweep runs in one process; find the rate there, then name it to them all")
         return False
+    if config.objective == "on-policy":
+        return False
     if config.lr_sweep is not None:
         return config.lr_sweep
     return "learning_rate" not in config.model_fields_set and steps >= _LONG_RUN_STEPS

@@ -7,7 +7,7 @@ torch's allocator on a CPU. Not in it: what an allocator wastes, and a GPU's con
 
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from decant.errors import ArtifactError, TrainingError
@@ -32,11 +32,13 @@ class Standing:
     gradients: float
     optimizer: float
     unpacked: float
+    teacher: float = 0.0
 
     @property
     def total(self) -> float:
         """All of them."""
-        return self.weights + self.adapters + self.gradients + self.optimizer + self.unpacked
+        learning = self.weights + self.adapters + self.gradients + self.optimizer
+        return learning + self.unpacked + self.teacher
 
     def per_device(self, devices: int) -> float:
         """A device's part where FSDP spreads them; the layer at work is whole on each."""
@@ -82,7 +84,7 @@ def find_needs(config: "TrainConfig") -> Needs:
         for (kept, largest), (whole, _) in zip(saved, plain, strict=True)
     ]
     return Needs(
-        standing=_standing(model, config),
+        standing=replace(_standing(model, config), teacher=_teacher_bytes(config)),
         row_tokens=length,
         fixed=max(0.0, 2 * peaks[0] - peaks[1]),
         row=peaks[1] - peaks[0],
@@ -112,6 +114,7 @@ def described(needs: Needs, memory_bytes: float) -> list[str]:
         "gradients": standing.gradients,
         "optimizer": standing.optimizer,
         "one layer unpacked": standing.unpacked,
+        "teacher": standing.teacher,
     }
     parts = [(name, size) for name, size in named.items() if size]
     lines = [
@@ -185,6 +188,16 @@ def _standing(model: Any, config: "TrainConfig") -> Standing:
         optimizer=float(_ADAM_BYTES * learning),
         unpacked=float(max(packed, default=0) * size) if nf4 else 0.0,
     )
+
+
+def _teacher_bytes(config: "TrainConfig") -> float:
+    """The weights of an on-policy run's teacher."""
+    if config.teacher is None:
+        return 0.0
+    teacher = _shape_of(
+        config.with_changes(base=config.teacher, method="full", adapter="lora", lora_plus_ratio=None)
+    )
+    return float(_BYTES[config.compute_dtype] * sum(weight.numel() for weight in teacher.parameters()))
 
 
 def _kept_bytes(config: "TrainConfig", rows: int, length: int, *, checkpointed: bool) -> tuple[float, float]:

@@ -243,11 +243,15 @@ def topk_divergence(
 
     Where the k tokens are the whole vocabulary it is the exact KL. Both sides' k + 1 log probabilities are
     divided by the temperature and renormalised; the result is multiplied by its square, so that gradients
-    keep their size (arXiv 1503.02531).
+    keep their size (arXiv 1503.02531). A place that has fewer than k tokens has NaN for the others.
     """
     import torch
 
     own_NK = own_NV.gather(1, ids_NK)
+    given_NK = ~logprobs_NK.isnan()
+    if not given_NK.all():
+        own_NK = own_NK.masked_fill(~given_NK, -torch.inf)
+        logprobs_NK = logprobs_NK.masked_fill(~given_NK, -torch.inf)
     covered_N = own_NK.exp().sum(dim=1)
     own_tail_N = torch.log1p(-covered_N.clamp(max=1 - _LEAST_TAIL))
     has_tail_N = tail_N > -torch.inf

@@ -9,16 +9,23 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from decant.errors import TrainingError
+
 if TYPE_CHECKING:
     from torch import Tensor
 
 
+# As accelerate names them to the processes that it starts.
+_NOT_TAKEN = {
+    "PARALLELISM_CONFIG_TP_SIZE": "tensor",
+    "PARALLELISM_CONFIG_CP_SIZE": "context",
+    "PARALLELISM_CONFIG_SP_SIZE": "sequence",
+}
+
+
 @dataclass(frozen=True, slots=True)
 class Ranks:
-    """This process's place among those that train together; `sharded` says that no one holds all weights.
-
-    `replicas` counts the processes that see different rows: those of one tensor-parallel group see the same.
-    """
+    """This process's place among those that train together; `sharded` says that no one holds all weights."""
 
     rank: int = 0
     world: int = 1
@@ -26,8 +33,17 @@ class Ranks:
 
     @classmethod
     def from_environment(cls, environment: Mapping[str, str] | None = None) -> "Ranks":
-        """What the launcher (accelerate, torchrun) put into the environment of this process."""
+        """What the launcher (accelerate, torchrun) put into the environment of this process.
+
+        TrainingError for a way to divide a model that is not trained with here.
+        """
         given = os.environ if environment is None else environment
+        for name, way in _NOT_TAKEN.items():
+            if int(given.get(name, "1")) > 1:
+                raise TrainingError(
+                    f"{way} parallel training ({name}={given[name]}) is not supported;"
+                    " use the shipped DDP, FSDP2 or ZeRO configs"
+                )
         sharded = "true" in (given.get("ACCELERATE_USE_FSDP"), given.get("ACCELERATE_USE_DEEPSPEED"))
         return cls(rank=int(given.get("RANK", "0")), world=int(given.get("WORLD_SIZE", "1")), sharded=sharded)
 

@@ -82,11 +82,17 @@ def check_dtype(folder: Path, dtype: Dtype) -> None:
         )
 
 
-def check_vocabulary(folder: Path, *, most: int) -> None:
-    """TrainingError when the tokenizer writes ids that the model has no row for: any step would then fail."""
+def vocabulary_size(folder: Path) -> int | None:
+    """The rows of the model's output layer, where its config.json says."""
     described = _described(folder)
     size = described.get("vocab_size", (described.get("text_config") or {}).get("vocab_size"))
-    if isinstance(size, int) and most >= size:
+    return size if isinstance(size, int) else None
+
+
+def check_vocabulary(folder: Path, *, most: int) -> None:
+    """TrainingError when the tokenizer writes ids that the model has no row for: any step would then fail."""
+    size = vocabulary_size(folder)
+    if size is not None and most >= size:
         raise TrainingError(
             f"{folder}: its tokenizer writes token {most}, but the model has {size} only;"
             " take the tokenizer that belongs to the model, or resize its embeddings"

@@ -129,19 +129,23 @@ class Watch:
     started_s: float = field(default_factory=time.monotonic)
     step_began_s: float = field(default_factory=time.monotonic)
     stopped: bool = False
+    unread: "Tensor | None" = None
 
     def loss(self, mean: "Tensor", logits: "Tensor", *, mass: float) -> "Tensor":
-        """This process's part of the batch's loss, of weight `mass`; if not finite, it ends the attempt."""
-        ranks = self.around.ranks
-        loss = ranks.share(mean, logits, mass=mass)
-        value = ranks.total(loss.item()) / ranks.world
-        self.series.losses.append(value)
-        if not math.isfinite(value):
-            self._found(Spike(len(self.series.losses) - 1, f"loss {value}"))
+        """This process's part of the batch's loss, of weight `mass`."""
+        loss = self.around.ranks.share(mean, logits, mass=mass)
+        # Read with the gradient: a GPU would wait for it here, before its backward pass has begun.
+        self.unread = loss.detach()
         return loss
 
     def gradient(self, norm: float) -> None:
-        """Takes the norm of the step's gradient before it moves a weight."""
+        """Takes the loss and gradient norm of a step before a weight moves; both must be finite."""
+        assert self.unread is not None
+        ranks = self.around.ranks
+        value = ranks.total(self.unread.item()) / ranks.world
+        self.series.losses.append(value)
+        if not math.isfinite(value):
+            self._found(Spike(len(self.series.losses) - 1, f"loss {value}"))
         self.series.norms.append(norm)
         if not math.isfinite(norm):
             self._found(Spike(len(self.series.norms) - 1, f"gradient norm {norm}"))
