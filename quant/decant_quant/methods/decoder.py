@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from decant.errors import MissingExtraError, QuantizeError
 from decant_quant.methods.decoder_families import Block, Family
+from decant_quant.methods.rounding import Activations, rounded_inputs
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -113,11 +114,22 @@ class Decoder:
             module.add_module(block.output, output)
         return mixed_BTC
 
-    def advance(self, index: int, source: Source, batches: Sequence[Batch]) -> None:
-        """Takes every batch through one layer whose weights come from `source`."""
+    def advance(
+        self,
+        index: int,
+        source: Source,
+        batches: Sequence[Batch],
+        *,
+        activations: Activations | None = None,
+    ) -> None:
+        """Takes every batch through one layer whose weights come from `source`, its linears' inputs rounded."""
         names = self.layer_names(index)
         found = source(list(names.values()))
-        with self.layer(index, {short: found[name] for short, name in names.items()}) as layer:
+        placed = {short: found[name] for short, name in names.items()}
+        with (
+            self.layer(index, placed) as layer,
+            rounded_inputs(layer, self.family.linears(), activations),
+        ):
             for batch in batches:
                 for block in self.family.blocks:
                     mixed_BTC = self.mix(index, layer, block, batch)

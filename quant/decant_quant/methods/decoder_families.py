@@ -15,7 +15,8 @@ from decant_quant.checkpoint import Checkpoint
 class Block:
     """One residual block: names of modules in a layer. `takes_positions`: it is attention.
 
-    `end_norm` is applied to what the output linear gives, before it is added.
+    `feeder` is the linear whose last rows become, channel by channel, the inputs of the output linear: it has
+    `feeder_parts` times as many rows. `end_norm` is applied to what the output linear gives, before it is added.
     """
 
     norm: str
@@ -23,15 +24,21 @@ class Block:
     inputs: tuple[str, ...]
     output: str
     takes_positions: bool
+    feeder: str
+    feeder_parts: int = 1
     end_norm: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Family:
-    """The blocks of a decoder layer, in order. `scales_embedding`: by the root of the hidden size."""
+    """The blocks of a decoder layer, in order. `scales_embedding`: by the root of the hidden size.
+
+    `norm_offset` is added to a norm's weight before it is used.
+    """
 
     blocks: tuple[Block, ...]
     scales_embedding: bool = False
+    norm_offset: float = 0.0
 
     def linears(self) -> tuple[str, ...]:
         """The linears that are quantized, as `module.linear`, in the order they are solved in."""
@@ -40,17 +47,45 @@ class Family:
 
 _GATED = Family(
     (
-        Block("input_layernorm", "self_attn", ("q_proj", "k_proj", "v_proj"), "o_proj", takes_positions=True),
         Block(
-            "post_attention_layernorm", "mlp", ("gate_proj", "up_proj"), "down_proj", takes_positions=False
+            "input_layernorm",
+            "self_attn",
+            ("q_proj", "k_proj", "v_proj"),
+            "o_proj",
+            takes_positions=True,
+            feeder="v_proj",
+        ),
+        Block(
+            "post_attention_layernorm",
+            "mlp",
+            ("gate_proj", "up_proj"),
+            "down_proj",
+            takes_positions=False,
+            feeder="up_proj",
         ),
     )
 )
 
 _FUSED = Family(
     (
-        Block("input_layernorm", "self_attn", ("qkv_proj",), "o_proj", takes_positions=True),
-        Block("post_attention_layernorm", "mlp", ("gate_up_proj",), "down_proj", takes_positions=False),
+        Block(
+            "input_layernorm",
+            "self_attn",
+            ("qkv_proj",),
+            "o_proj",
+            takes_positions=True,
+            feeder="qkv_proj",
+            feeder_parts=3,
+        ),
+        Block(
+            "post_attention_layernorm",
+            "mlp",
+            ("gate_up_proj",),
+            "down_proj",
+            takes_positions=False,
+            feeder="gate_up_proj",
+            feeder_parts=2,
+        ),
     )
 )
 _NORMED_ENDS = Family(
@@ -61,6 +96,7 @@ _NORMED_ENDS = Family(
             ("q_proj", "k_proj", "v_proj"),
             "o_proj",
             takes_positions=True,
+            feeder="v_proj",
             end_norm="post_attention_layernorm",
         ),
         Block(
@@ -69,10 +105,12 @@ _NORMED_ENDS = Family(
             ("gate_proj", "up_proj"),
             "down_proj",
             takes_positions=False,
+            feeder="up_proj",
             end_norm="post_feedforward_layernorm",
         ),
     ),
     scales_embedding=True,
+    norm_offset=1.0,
 )
 
 FAMILIES: Mapping[str, Family] = {

@@ -58,7 +58,7 @@ def search_grid(weight_gO: "Tensor", importance_g: "Tensor", spec: GridSpec) -> 
     """
     import torch
 
-    step_O, zero_O = _widest(weight_gO, spec)
+    step_O, zero_O = widest(weight_gO, spec)
     best = Grid(step_O, zero_O)
     least_O = torch.full_like(step_O, torch.inf)
     # Symmetric codes reach further down than up: the first factor clips neither side.
@@ -73,15 +73,15 @@ def search_grid(weight_gO: "Tensor", importance_g: "Tensor", spec: GridSpec) -> 
     return best
 
 
-def _widest(weight_gO: "Tensor", spec: GridSpec) -> "tuple[Tensor, Tensor]":
-    """The step and zero point that span a group's whole range, zero included."""
+def widest(weight_gO: "Tensor", spec: GridSpec) -> "tuple[Tensor, Tensor]":
+    """The step and zero point [..., O] that span the whole range of groups [..., g, O], zero included."""
     import torch
 
     if spec.sym:
         half = 2 ** (spec.bits - 1)
-        step_O = weight_gO.abs().amax(0) / half
+        step_O = weight_gO.abs().amax(-2) / half
         return step_O.clamp_(min=_LEAST_SCALE), torch.full_like(step_O, float(half))
-    low_O, high_O = weight_gO.amin(0).clamp_(max=0), weight_gO.amax(0).clamp_(min=0)
+    low_O, high_O = weight_gO.amin(-2).clamp_(max=0), weight_gO.amax(-2).clamp_(min=0)
     step_O = ((high_O - low_O) / spec.top).clamp_(min=_LEAST_SCALE)
     # Zero point 0 is never used: one layout stores zero - 1, and readers differ on what -1 means.
     return step_O, (-low_O / step_O).round_().clamp_(1, spec.top)

@@ -1,6 +1,6 @@
 # torch leaves some of its types open.
 # pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
-"""`gptq`: a Hugging Face checkpoint becomes one in the GPTQ format, is read back, and is measured.
+"""`gptq`, `awq` and `w8a8`: a Hugging Face checkpoint becomes one of integer codes, is read back, and is measured.
 
 Peak memory is a layer in float32, the calibration rows' hidden states, and the embedding.
 """
@@ -27,10 +27,13 @@ from decant_quant.methods.gptq.grid import GridSpec, layout_of
 from decant_quant.methods.gptq.layers import LinearError, quantize_layer
 from decant_quant.methods.gptq.progress import FinishedLayers
 from decant_quant.methods.gptq.reader import open_gptq
+from decant_quant.methods.gptq.recipe import Recipe, awq_recipe, gptq_recipe, w8a8_recipe
 from decant_quant.methods.gptq.recovery import Recovery, recover_folder
-from decant_quant.methods.gptq.solve import SolveSpec
+from decant_quant.methods.gptq.relay import relay_folder
 from decant_quant.methods.measuring import Measuring, Report, prepare_measuring
 from decant_quant.methods.quality import Measured
+from decant_quant.methods.restorable import open_restorable
+from decant_quant.methods.smoothing import smooth_layer
 from decant_quant.options import GptqConfig, Options
 
 if TYPE_CHECKING:
@@ -40,23 +43,33 @@ if TYPE_CHECKING:
 _TOLERANCES = {2: "q4", 3: "q4", 4: "q4", 8: "q8"}
 
 
-def build(variant: str, options: Options) -> "GptqMethod":
-    """The method behind `gptq`; it has no variants."""
-    assert not variant
-    return GptqMethod(options)
+def build(_variant: str, options: Options) -> "CodedMethod":
+    """The method behind `gptq`."""
+    return CodedMethod(gptq_recipe(options), options)
+
+
+def build_awq(_variant: str, options: Options) -> "CodedMethod":
+    """The method behind `awq`."""
+    return CodedMethod(awq_recipe(options), options)
+
+
+def build_w8a8(_variant: str, options: Options) -> "CodedMethod":
+    """The method behind `w8a8`."""
+    return CodedMethod(w8a8_recipe(options), options)
 
 
 @dataclass(frozen=True, slots=True)
-class GptqMethod:
-    """Quantizes to the GPTQ format."""
+class CodedMethod:
+    """Quantizes the linears of the layers to integer codes."""
 
+    recipe: Recipe
     options: Options
 
-    def prepare(self, model: Path) -> "GptqRun":
+    def prepare(self, model: Path) -> "CodedRun":
         """Checks the checkpoint's tensors against its architecture, and chooses the rows."""
         measuring = prepare_measuring(open_checkpoint(model), self.options, calibrates=True)
-        refuse_shapes(measuring.decoder, self.options.gptq)
-        return GptqRun(measuring, self.options)
+        refuse_shapes(measuring.decoder, self.recipe.grid)
+        return CodedRun(measuring, self.recipe, self.options)
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,16 +82,17 @@ class _Outcome:
 
 
 @dataclass(frozen=True, slots=True)
-class GptqRun:
+class CodedRun:
     """A checked checkpoint with the rows to calibrate and to measure on."""
 
     measuring: Measuring
+    recipe: Recipe
     options: Options
 
     @property
     def settings(self) -> GptqConfig:
         """The grid and how its codes are found."""
-        return self.options.gptq
+        return self.recipe.grid
 
     @property
     def decoder(self) -> Decoder:
@@ -111,17 +125,23 @@ class GptqRun:
         layers = FinishedLayers(
             self.options.progress_folder or folder / ".layers",
             run=self._identity(),
-            grid=_grid(self.settings),
+            grid=self.recipe.spec,
         )
         with torch.no_grad():
             errors = self._quantize(layers)
             self._write_files(folder, layers)
         if self.options.progress_folder is None:
             shutil.rmtree(folder / ".layers")
-        measured = self.measuring.measure(open_gptq(folder).read)
+        rounded = self.recipe.activations
+        measured = self.measuring.measure(open_gptq(folder).read, activations=rounded)
         recovery = self._recover(folder, measured)
+        if self.recipe.layout != "gptq":
+            relay_folder(folder, self.recipe)
         golden = self.measuring.check_golden(
-            open_gptq(folder).read, folder, tolerance=_TOLERANCES[self.settings.bits]
+            open_restorable(folder).read,
+            folder,
+            tolerance=_TOLERANCES[self.settings.bits],
+            activations=rounded,
         )
         self._refuse_breaks(golden)
         outcome = _Outcome([e for layer in errors for e in layer], recovery, golden)
@@ -130,9 +150,11 @@ class GptqRun:
     def _report(self, folder: Path, measured: Measured, outcome: "_Outcome") -> Written:
         recovery = outcome.recovery
         report = Report(
-            f"gptq, {self.settings.bits} bits{', recovered' if recovery and recovery.kept else ''}",
+            f"{self.recipe.name}, {self.settings.bits} bits"
+            f"{', recovered' if recovery and recovery.kept else ''}",
             measured,
-            restored_by="the written codes, restored exactly and run in torch",
+            restored_by="the written codes, restored exactly and run in torch"
+            + (", inputs rounded per token" if self.recipe.activations else ""),
             details={
                 "golden": outcome.golden.model_dump(mode="json"),
                 "linears": [asdict(error) for error in outcome.linears],
@@ -169,7 +191,7 @@ class GptqRun:
         total = len(self.decoder)
         finished = next((index for index in range(total) if not layers.has(index)), total)
         errors: list[list[LinearError]] = []
-        with Progress(total, unit="layer", label="gptq", start=finished) as progress:
+        with Progress(total, unit="layer", label=self.recipe.name, start=finished) as progress:
             for index in range(total):
                 if index < finished:
                     self.decoder.advance(index, layers.open(index).read, batches)
@@ -183,13 +205,9 @@ class GptqRun:
         names = self.decoder.layer_names(index)
         found = self._rounded(list(names.values()))
         weights = {short: found[name] for short, name in names.items()}
-        spec = SolveSpec(
-            _grid(self.settings),
-            self.settings.group_size,
-            self.settings.act_order,
-            self.settings.damping,
-        )
-        packed, errors = quantize_layer(self.decoder, index, weights, batches, spec)
+        if self.recipe.smoothing is not None:
+            weights = smooth_layer(self.decoder, index, weights, batches, self.recipe.smoothing)
+        packed, errors = quantize_layer(self.decoder, index, weights, batches, self.recipe.solving)
         kept = {
             name: weights[name].half()
             for name in names
@@ -254,7 +272,8 @@ class GptqRun:
             "device": self.decoder.device,
             "model_sha256": sha256_path(self.measuring.checkpoint.folder),
             "rows_sha256": self.rows.digest,
-            "gptq": self.settings.model_dump(mode="json"),
+            "method": self.recipe.name,
+            "settings": {**self.recipe.told, "device": self.decoder.device},
         }
 
 
@@ -266,7 +285,7 @@ def quantization_config(settings: GptqConfig) -> dict[str, Any]:
     """
     return {
         "quant_method": "gptq",
-        "checkpoint_format": layout_of(_grid(settings)),
+        "checkpoint_format": layout_of(GridSpec(settings.bits, settings.sym)),
         "bits": settings.bits,
         "group_size": settings.group_size,
         "desc_act": False,
@@ -278,7 +297,3 @@ def quantization_config(settings: GptqConfig) -> dict[str, Any]:
         "pack_dtype": "int32",
         "meta": {"quantizer": [f"decant:{__version__}"], "act_order": settings.act_order},
     }
-
-
-def _grid(settings: GptqConfig) -> GridSpec:
-    return GridSpec(settings.bits, settings.sym)

@@ -52,8 +52,8 @@ def pack(codes_CO: "Tensor", scale_GO: "Tensor", zero_GO: "Tensor", *, bits: int
 
     groups, columns = scale_GO.shape[0], codes_CO.shape[0]
     return Packed(
-        qweight=_pack_rows(codes_CO, bits).contiguous(),
-        qzeros=_pack_rows((zero_GO - offset).t(), bits).t().contiguous(),
+        qweight=pack_rows(codes_CO, bits).contiguous(),
+        qzeros=pack_rows((zero_GO - offset).t(), bits).t().contiguous(),
         scales=scale_GO.half().contiguous(),
         g_idx=(torch.arange(columns, device=codes_CO.device) // (columns // groups)).to(torch.int32),
     )
@@ -61,8 +61,8 @@ def pack(codes_CO: "Tensor", scale_GO: "Tensor", zero_GO: "Tensor", *, bits: int
 
 def unpack(packed: Packed, *, bits: int, offset: int = 1) -> "tuple[Tensor, Tensor, Tensor]":
     """Codes [C, O] (int32), scales [groups, O] and zero points [groups, O] (float32)."""
-    zeros_GO = _unpack_rows(packed.qzeros.t(), bits).t() + offset
-    return _unpack_rows(packed.qweight, bits), packed.scales.float(), zeros_GO.float()
+    zeros_GO = unpack_rows(packed.qzeros.t(), bits).t() + offset
+    return unpack_rows(packed.qweight, bits), packed.scales.float(), zeros_GO.float()
 
 
 def dequantize(packed: Packed, *, bits: int, offset: int = 1) -> "Tensor":
@@ -72,7 +72,7 @@ def dequantize(packed: Packed, *, bits: int, offset: int = 1) -> "Tensor":
     return ((codes_CO.float() - zero_GO[group_C]) * scale_GO[group_C]).t().contiguous()
 
 
-def _pack_rows(values_CO: "Tensor", bits: int) -> "Tensor":
+def pack_rows(values_CO: "Tensor", bits: int) -> "Tensor":
     """32 values of `bits` bits fill `bits` words, low bits first; one may lie across two words."""
     import torch
 
@@ -88,7 +88,8 @@ def _pack_rows(values_CO: "Tensor", bits: int) -> "Tensor":
     return signed.to(torch.int32).reshape(-1, values_CO.shape[1])
 
 
-def _unpack_rows(words_WO: "Tensor", bits: int) -> "Tensor":
+def unpack_rows(words_WO: "Tensor", bits: int) -> "Tensor":
+    """What `pack_rows` packed, as int32."""
     import torch
 
     words = words_WO.to(torch.int64).bitwise_and_(_WORD).reshape(-1, bits, words_WO.shape[1])

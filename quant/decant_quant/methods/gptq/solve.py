@@ -34,12 +34,16 @@ class Solved:
 
 @dataclass(frozen=True, slots=True)
 class SolveSpec:
-    """The grid, how many columns share one (-1: all), the columns' order, and the first damping to try."""
+    """The grid, how many columns share one (-1: all), the columns' order, and the first damping to try.
+
+    `nearest`: no error is passed on; each column is rounded for itself.
+    """
 
     grid: GridSpec
     group_size: int
     act_order: bool
     damping: float
+    nearest: bool = False
 
 
 def inverse_factor(hessian_CC: "Tensor", damping: float, *, where: str) -> "tuple[Tensor, float]":
@@ -83,6 +87,8 @@ def solve(weight_OC: "Tensor", hessian_CC: "Tensor", spec: SolveSpec, *, where: 
     """
     import torch
 
+    if spec.nearest:
+        return round_to_nearest(weight_OC, spec, hessian_CC.diagonal())
     columns = weight_OC.shape[1]
     size = columns if spec.group_size == -1 else spec.group_size
     order_C = torch.arange(columns, device=weight_OC.device)
@@ -172,15 +178,17 @@ class _Solver:
             )
 
 
-def round_to_nearest(weight_OC: "Tensor", spec: SolveSpec) -> Solved:
-    """The codes of the nearest grid points, on grids searched with equal importance: `solve`'s yardstick."""
+def round_to_nearest(
+    weight_OC: "Tensor", spec: SolveSpec, importance_C: "Tensor | None" = None
+) -> Solved:
+    """The codes of the nearest grid points, on grids searched with each column's importance (None: equal)."""
     import torch
 
     columns = weight_OC.shape[1]
     size = columns if spec.group_size == -1 else spec.group_size
-    equal_g = weight_OC.new_ones(size)
-    parts_gO = weight_OC.t().contiguous().split(size)
-    grids = [search_grid(part_gO, equal_g, spec.grid) for part_gO in parts_gO]
-    codes = [g.centred(part_gO, spec.grid) + g.zero for g, part_gO in zip(grids, parts_gO, strict=True)]
+    weights_C = weight_OC.new_ones(columns) if importance_C is None else importance_C
+    parts = list(zip(weight_OC.t().contiguous().split(size), weights_C.split(size), strict=True))
+    grids = [search_grid(part_gO, importance_g, spec.grid) for part_gO, importance_g in parts]
+    codes = [g.centred(part_gO, spec.grid) + g.zero for g, (part_gO, _) in zip(grids, parts, strict=True)]
     grid = Grid(torch.stack([g.scale for g in grids]), torch.stack([g.zero for g in grids]))
     return Solved(torch.cat(codes).to(torch.uint8), grid, 0.0)
