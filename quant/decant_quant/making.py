@@ -61,6 +61,9 @@ def _options(config: QuantizeConfig) -> Options:
     output = config.output.absolute()
     return Options(
         gptq=config.gptq,
+        awq=config.awq,
+        w8a8=config.w8a8,
+        layout=config.layout,
         calibration=config.calibration,
         progress_folder=output.parent / f".{output.name}.layers",
         recovery=config.recovery if config.recover else None,
