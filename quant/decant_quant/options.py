@@ -82,10 +82,10 @@ class Options:
     """
 
     gptq: GptqConfig = field(default_factory=GptqConfig)
-    awq: AwqConfig = field(default_factory=AwqConfig)
-    w8a8: W8a8Config = field(default_factory=W8a8Config)
-    layout: Layout | None = None
     calibration: CalibrationConfig = field(default_factory=CalibrationConfig)
     progress_folder: Path | None = None
     recovery: RecoverConfig | None = None
     python: Path | None = None
+    awq: AwqConfig = field(default_factory=AwqConfig)
+    w8a8: W8a8Config = field(default_factory=W8a8Config)
+    layout: Layout | None = None

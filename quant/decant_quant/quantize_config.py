@@ -21,7 +21,7 @@ from decant_quant.options import (
 Engine = Literal["vllm", "llamacpp", "transformers"]
 
 # Methods whose codes are ours, in groups with scales.
-_CODED = ("gptq", "awq")
+CODED = ("gptq", "awq")
 _UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "KI": 2**10, "MI": 2**20, "GI": 2**30}
 
 
@@ -71,7 +71,8 @@ class QuantizeConfig(Config):
     for_: Engine | None = Field(
         default=None,
         alias="for",
-        description="choose the method: the cheapest that this engine loads and the limits below allow",
+        description="choose the method: the cheapest that this engine loads and the limits below allow; with"
+        " --method, try that one only",
     )
     fit: str | None = Field(
         default=None, description="with --for: memory for weights, cache and engine, such as 8GB or 7.5GiB"
@@ -89,6 +90,11 @@ class QuantizeConfig(Config):
         default=None,
         description="interpreter that has the library of the method: llama-cpp-python for gguf:Q6_K and the"
         " like, gptqmodel, auto-round or llmcompressor",
+    )
+    engine_python: Path | None = Field(
+        default=None,
+        description="interpreter with vLLM: the artifact is loaded there and answers its golden prompts before"
+        " it counts",
     )
     recover: bool = Field(
         default=False,
@@ -127,10 +133,10 @@ class QuantizeConfig(Config):
 
     @model_validator(mode="after")
     def _options_have_a_method(self) -> Self:
-        if self.layout is not None and self.method not in _CODED and self.for_ is None:
-            raise ValueError(f"--layout is for {' and '.join(_CODED)}; {self.method} has one layout only")
-        if self.recover and self.method not in _CODED and self.for_ is None:
-            raise ValueError(f"--recover is for {' and '.join(_CODED)}, whose scales it trains")
+        if self.layout is not None and self.method not in CODED and self.for_ is None:
+            raise ValueError(f"--layout is for {' and '.join(CODED)}; {self.method} has one layout only")
+        if self.recover and self.method not in CODED and self.for_ is None:
+            raise ValueError(f"--recover is for {' and '.join(CODED)}, whose scales it trains")
         return self
 
     @model_validator(mode="after")
@@ -138,10 +144,12 @@ class QuantizeConfig(Config):
         planned = [
             name for name in ("fit", "max_loss", "evaluation", "load") if name in self.model_fields_set
         ]
+        if self.engine_python is not None and planned == ["load"]:
+            return self
         if self.for_ is None and planned:
             raise ValueError(f"{planned[0]} is for a plan; name the engine with --for")
-        if self.for_ is not None and "method" in self.model_fields_set:
-            raise ValueError("--for chooses the method; leave --method out, or leave --for out")
+        if self.engine_python is not None and self.for_ not in (None, "vllm"):
+            raise ValueError("--engine-python names an interpreter with vLLM; --for says another engine")
         return self
 
 

@@ -68,7 +68,9 @@ def _modifiers(job: dict[str, Any]) -> list[Any]:
         **({} if whole else {"group_size": job["group_size"]}),
     }
     return [
-        GPTQModifier(config_groups={"group_0": {"targets": ["Linear"], "weights": weights}}, ignore=["lm_head"])
+        GPTQModifier(
+            config_groups={"group_0": {"targets": ["Linear"], "weights": weights}}, ignore=["lm_head"]
+        )
     ]
 
 

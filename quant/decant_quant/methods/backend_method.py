@@ -191,4 +191,6 @@ def _quantize(command: list[str], log: Path, name: str) -> None:
     if done.returncode != 0:
         lines = log.read_text(encoding="utf-8", errors="replace").strip().splitlines()
         reason = lines[-1].strip() if lines else f"exit code {done.returncode}"
-        raise QuantizeError(f"{name} ended with: {reason}; our own gptq, awq, w8a8 and fp8 need no other library")
+        raise QuantizeError(
+            f"{name} ended with: {reason}; our own gptq, awq, w8a8 and fp8 need no other library"
+        )

@@ -19,7 +19,7 @@ from decant_quant.checkpoint import Checkpoint, StoredTensor, open_checkpoint
 from decant_quant.method import Written
 from decant_quant.methods.folder import copy_side_files, write_index
 from decant_quant.methods.layouts import WEIGHT_SCALE, compressed
-from decant_quant.methods.measuring import Measuring, Report, measuring_if_asked
+from decant_quant.methods.measuring import Measuring, Report, checking
 from decant_quant.methods.reading import read_checked
 from decant_quant.methods.restorable import open_restorable
 from decant_quant.methods.rounding import FP8_TOP
@@ -45,7 +45,9 @@ _WEIGHTS = {
 def build(_variant: str, options: Options) -> "Fp8Method":
     """The method behind `fp8`; QuantizeError for a layout that does not hold float8."""
     if options.layout not in (None, "compressed-tensors"):
-        raise QuantizeError(f"fp8 is written as compressed-tensors only, not {options.layout}; leave --layout out")
+        raise QuantizeError(
+            f"fp8 is written as compressed-tensors only, not {options.layout}; leave --layout out"
+        )
     return Fp8Method(options)
 
 
@@ -64,7 +66,7 @@ class Fp8Method:
                     f"{tensor.name} has shape {list(tensor.shape)}; float8 kernels take sides that are multiples"
                     f" of {_TILE}: use hf:F16"
                 )
-        return Fp8Run(checkpoint, measuring_if_asked(checkpoint, self.options))
+        return Fp8Run(checkpoint, checking(checkpoint, self.options))
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,13 +74,15 @@ class Fp8Run:
     """A plain folder that is about to be rounded to float8."""
 
     checkpoint: Checkpoint
-    measuring: Measuring | None
+    measuring: Measuring
 
     @property
     def size_bytes(self) -> int:
         """Bytes of the weights, a little more rather than less."""
         tensors = self.checkpoint.tensors.values()
-        each = ((math.prod(t.shape), 1 if _is_linear(t) else 2, t.shape[0] if t.shape else 1) for t in tensors)
+        each = (
+            (math.prod(t.shape), 1 if _is_linear(t) else 2, t.shape[0] if t.shape else 1) for t in tensors
+        )
         return sum(count * width + 4 * rows + 512 for count, width, rows in each)
 
     def write(self, folder: Path) -> Written:
@@ -104,21 +108,18 @@ class Fp8Run:
         """There is nothing to clear."""
 
     def _measured(self, folder: Path, counts: Mapping[str, int]) -> Written:
-        measurements: dict[str, Any] = {"tensor_types": counts}
-        if self.measuring is None:
-            return Written(kind="hf", measurements=measurements)
         written = open_restorable(folder)
-        measured = self.measuring.measure(written.read, activations="fp8")
         golden = self.measuring.check_golden(written.read, folder, tolerance="q8", activations="fp8")
         golden.raise_if_broken()
+        measurements: dict[str, Any] = {"tensor_types": counts}
+        if not self.measuring.rows.heldout:
+            return Written(kind="hf", measurements=measurements, golden=golden)
+        measured = self.measuring.measure(written.read, activations="fp8")
         how = "the written weights, run in torch, inputs rounded per token"
         report = Report("fp8", measured, restored_by=how, details={"golden": golden.model_dump(mode="json")})
-        return Written(
-            kind="hf",
-            measurements={**measurements, **report.write(folder, self.measuring)},
-            notes=(measured.quality.sentence(),),
-            golden=golden,
-        )
+        measurements |= report.write(folder, self.measuring)
+        notes = (measured.quality.sentence(),)
+        return Written(kind="hf", measurements=measurements, notes=notes, golden=golden)
 
     def _rounded(self, names: Sequence[str]) -> "dict[str, Tensor]":
         import torch

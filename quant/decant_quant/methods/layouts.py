@@ -133,7 +133,9 @@ _WRITERS: "Mapping[WrittenLayout, Callable[[Coded, int, bool], dict[str, Tensor]
 }
 
 
-def described(layout: WrittenLayout, *, bits: int, group_size: int, sym: bool, kept: Sequence[str]) -> dict[str, Any]:
+def described(
+    layout: WrittenLayout, *, bits: int, group_size: int, sym: bool, kept: Sequence[str]
+) -> dict[str, Any]:
     """config.json's quantization_config for a layout other than GPTQ's; `kept` modules stay in 16 bits."""
     if layout == "awq":
         return {

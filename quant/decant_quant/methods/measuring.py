@@ -113,3 +113,12 @@ def measuring_if_asked(checkpoint: Checkpoint, options: Options) -> Measuring | 
     if options.calibration.dataset is None and options.calibration.heldout is None:
         return None
     return prepare_measuring(checkpoint, options, calibrates=False)
+
+
+def checking(checkpoint: Checkpoint, options: Options) -> Measuring:
+    """As `prepare_measuring` where rows were given; else without rows, for the golden prompts alone."""
+    if options.calibration.dataset is not None or options.calibration.heldout is not None:
+        return prepare_measuring(checkpoint, options, calibrates=False)
+    decoder = build_decoder(checkpoint.folder, family_of(checkpoint), options.gptq.device)
+    refuse_tensors(checkpoint, decoder)
+    return Measuring(checkpoint, decoder, ChosenRows(calibration=(), heldout=(), left_out=0))

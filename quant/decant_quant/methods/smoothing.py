@@ -62,7 +62,9 @@ def awq_rule(spec: GridSpec, group_size: int) -> Rule:
         for step in range(_STEPS):
             scale_C = inputs.mean.clamp(min=_LEAST) ** (step / _STEPS)
             scale_C = scale_C / (scale_C.max() * scale_C.min()).sqrt()
-            change_CO = _rounded(weight_CO * scale_C[:, None], size, spec).div_(scale_C[:, None]).sub_(weight_CO)
+            change_CO = (
+                _rounded(weight_CO * scale_C[:, None], size, spec).div_(scale_C[:, None]).sub_(weight_CO)
+            )
             error = float((inputs.sample @ change_CO).square_().sum())
             if error < least:
                 best_C, least = scale_C, error

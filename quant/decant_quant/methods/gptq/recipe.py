@@ -81,7 +81,9 @@ def awq_recipe(options: Options) -> Recipe:
 def w8a8_recipe(options: Options) -> Recipe:
     """SmoothQuant, then GPTQ in 8 bits with one scale per output; engines round the inputs of each token."""
     if options.layout not in (None, "compressed-tensors"):
-        raise QuantizeError(f"w8a8 is written as compressed-tensors only, not {options.layout}; leave --layout out")
+        raise QuantizeError(
+            f"w8a8 is written as compressed-tensors only, not {options.layout}; leave --layout out"
+        )
     strength = options.w8a8.smoothing
     grid = GptqConfig(
         bits=8, group_size=-1, sym=True, damping=options.gptq.damping, device=options.gptq.device

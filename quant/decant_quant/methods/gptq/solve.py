@@ -178,9 +178,7 @@ class _Solver:
             )
 
 
-def round_to_nearest(
-    weight_OC: "Tensor", spec: SolveSpec, importance_C: "Tensor | None" = None
-) -> Solved:
+def round_to_nearest(weight_OC: "Tensor", spec: SolveSpec, importance_C: "Tensor | None" = None) -> Solved:
     """The codes of the nearest grid points, on grids searched with each column's importance (None: equal)."""
     import torch
 
