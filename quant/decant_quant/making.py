@@ -107,8 +107,8 @@ def _make(
 def check_served(
     folder: Path, *, threads: int | None, vllm_python: Path | None = None
 ) -> GoldenReport | None:
-    """Loads the artifact in its engine (vLLM, where its interpreter is given), in a child process, and re-runs
-    its golden prompts, if it has any.
+    """Loads the artifact in its engine (vLLM, where its interpreter is given), in a child process, and
+    re-runs its golden prompts, if it has any.
 
     ParityError when it answers otherwise than its parent, QuantizeError when it cannot be tried.
     """

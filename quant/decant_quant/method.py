@@ -98,8 +98,7 @@ METHODS: Mapping[str, str] = {
 
 # Known methods that there is none of here, and why.
 _REFUSED: Mapping[str, str] = {
-    "exl3": "exl3 is made and read by ExLlamaV3, on an NVIDIA GPU only, and has not been run by us: take gptq,"
-    " which ExLlama loads too",
+    "exl3": "exl3 is made and read by ExLlamaV3, which needs an NVIDIA GPU, and is not wrapped here: take gptq",
 }
 
 

@@ -8,7 +8,6 @@ from pydantic import Field
 
 from decant.config import Config, OptionalInputPath
 
-
 Layout = Literal["gptq", "awq", "compressed-tensors"]
 """How codes lie in a checkpoint."""
 
@@ -77,8 +76,8 @@ class RecoverConfig(Config):
 
 @dataclass(frozen=True, slots=True)
 class Options:
-    """What a method may need beside the model: its tables, the layout of its files (None: its own), a folder to
-    resume from (None: no resume), how to recover (None: not at all), and another interpreter (None: this one).
+    """What a method may need beside the model: its tables, the layout of its files (None: its own), a folder
+    to resume from (None: no resume), how to recover (None: not at all), another interpreter (None: this one).
     """
 
     gptq: GptqConfig = field(default_factory=GptqConfig)

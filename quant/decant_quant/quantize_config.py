@@ -93,8 +93,8 @@ class QuantizeConfig(Config):
     )
     engine_python: Path | None = Field(
         default=None,
-        description="interpreter with vLLM: the artifact is loaded there and answers its golden prompts before"
-        " it counts",
+        description="interpreter with vLLM: the artifact is loaded there and answers its golden prompts"
+        " before it counts",
     )
     recover: bool = Field(
         default=False,

@@ -3,9 +3,9 @@
 # pyright: reportUnknownArgumentType=false, reportUnknownParameterType=false, reportUnknownLambdaType=false
 """Run by the interpreter that has gptqmodel, llm-compressor or AutoRound: `JOB.json` quantizes one model.
 
-A job has `library`, `model`, `output`, `rows` (token ids), `bits`, `group_size`, `sym` and `scheme`; whatever it
-does not say is the library's default. It imports nothing else of this package, which that environment need not
-have.
+A job has `library`, `model`, `output`, `rows` (token ids), `bits`, `group_size`, `sym` and `scheme`; whatever
+it does not say is the library's default. It imports nothing else of this package, which that environment need
+not have.
 """
 
 import json

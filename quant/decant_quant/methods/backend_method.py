@@ -1,5 +1,5 @@
-"""`gptqmodel`, `autoround` and `llmcompressor:SCHEME`: other libraries' quantizers, each in an interpreter that
-has it, on the same rows and behind the same measurements as our own methods.
+"""`gptqmodel`, `autoround` and `llmcompressor:SCHEME`: other libraries' quantizers, each in an interpreter
+that has it, on the same rows and behind the same measurements as our own methods.
 """
 
 import math
@@ -179,8 +179,8 @@ def _require(python: str, backend: Backend) -> None:
         found = False
     if not found:
         raise QuantizeError(
-            f"{python} has no {backend.package}: make an environment with it (`pip install {backend.install}`,"
-            f" see quant/README.md) and name its interpreter with --python"
+            f"{python} has no {backend.package}: make an environment with it (`pip install"
+            f" {backend.install}`, see quant/README.md) and name its interpreter with --python"
         )
 
 

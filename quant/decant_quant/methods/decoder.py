@@ -122,7 +122,7 @@ class Decoder:
         *,
         activations: Activations | None = None,
     ) -> None:
-        """Takes every batch through one layer whose weights come from `source`, its linears' inputs rounded."""
+        """Takes every batch through one layer with weights from `source`, its linears' inputs rounded."""
         names = self.layer_names(index)
         found = source(list(names.values()))
         placed = {short: found[name] for short, name in names.items()}

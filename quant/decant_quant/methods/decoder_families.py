@@ -16,7 +16,8 @@ class Block:
     """One residual block: names of modules in a layer. `takes_positions`: it is attention.
 
     `feeder` is the linear whose last rows become, channel by channel, the inputs of the output linear: it has
-    `feeder_parts` times as many rows. `end_norm` is applied to what the output linear gives, before it is added.
+    `feeder_parts` times as many rows. `end_norm` is applied to what the output linear gives, before it is
+    added.
     """
 
     norm: str

@@ -63,8 +63,8 @@ class Fp8Method:
         for tensor in checkpoint.tensors.values():
             if _is_linear(tensor) and any(side % _TILE for side in tensor.shape):
                 raise QuantizeError(
-                    f"{tensor.name} has shape {list(tensor.shape)}; float8 kernels take sides that are multiples"
-                    f" of {_TILE}: use hf:F16"
+                    f"{tensor.name} has shape {list(tensor.shape)}; float8 kernels take sides that are"
+                    f" multiples of {_TILE}: use hf:F16"
                 )
         return Fp8Run(checkpoint, checking(checkpoint, self.options))
 

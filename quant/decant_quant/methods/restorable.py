@@ -56,7 +56,7 @@ class Restorable(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class _Form:
-    """One layout: the tensor that marks a linear, all that it may have, and how they become a weight [O, C]."""
+    """One layout: the tensor that marks a linear, all that it has, and how they become a weight [O, C]."""
 
     mark: str
     parts: tuple[str, ...]
@@ -164,6 +164,6 @@ def open_restorable(folder: Path) -> Restorable:
     if form is None:
         raise QuantizeError(
             f"{folder}: is in a layout of {method} that is not read here; awq is read in 4 bits (gemm),"
-            f" compressed-tensors as pack-quantized, int-quantized or float-quantized, one scheme for all linears"
+            f" compressed-tensors as pack-, int- or float-quantized, with one scheme for all linears"
         )
     return LaidOut(checkpoint, form)

@@ -27,8 +27,8 @@ _LEAST = 1e-4
 
 @dataclass(frozen=True, slots=True)
 class SeenInputs:
-    """What linears were given on the calibration rows: per channel [C] the mean and largest size, and a sample
-    [N, C] of the tokens.
+    """What linears were given on the calibration rows: per channel [C] the mean and largest size, and a
+    sample [N, C] of the tokens.
     """
 
     mean: "Tensor"
@@ -51,7 +51,7 @@ def smooth_rule(strength: float) -> Rule:
 
 
 def awq_rule(spec: GridSpec, group_size: int) -> Rule:
-    """The power of the mean input, from 0 (no scaling) up, whose rounded weights change a sample's outputs least."""
+    """The power of the mean input (0: no scaling) whose rounded weights change a sample's outputs least."""
 
     def rule(inputs: SeenInputs, weight_OC: "Tensor") -> "Tensor":
         import torch
@@ -114,7 +114,7 @@ def _fold_into_norm(
 
 
 def _fold_into_feeder(folded: "dict[str, Tensor]", block: Block, inputs: SeenInputs, rule: Rule) -> None:
-    """Where heads share their values, several inputs come from one row of the feeder: those stay as they are."""
+    """Where heads share values, several inputs come from one row of the feeder: those stay as they are."""
     output = f"{block.module}.{block.output}.weight"
     feeder = f"{block.module}.{block.feeder}"
     columns = folded[output].shape[1]

@@ -1,11 +1,12 @@
 # torch leaves some of its types open.
 # pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
-"""`gptq`, `awq` and `w8a8`: a Hugging Face checkpoint becomes one of integer codes, is read back, and is measured.
+"""`gptq`, `awq` and `w8a8`: a Hugging Face checkpoint becomes one of integer codes, is read back and measured.
 
 Peak memory is a layer in float32, the calibration rows' hidden states, and the embedding.
 """
 
 import shutil
+import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -79,6 +80,7 @@ class _Outcome:
     linears: Sequence[LinearError]
     recovery: Recovery | None
     golden: GoldenReport
+    seconds: Mapping[str, float]
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,7 +116,8 @@ class CodedRun:
             group = inputs[0] if self.settings.group_size == -1 and inputs else self.settings.group_size
             packed = self.settings.bits / 8 + (2 + self.settings.bits / 8) / group
             total += int(values * (packed if name in quantized else 2)) + 4096
-        return total
+        # Another layout is written beside GPTQ's and compared with it.
+        return total if self.recipe.layout == "gptq" else 2 * total
 
     def write(self, folder: Path) -> Written:
         """Quantizes layer by layer, reads the written files back and measures them; ParityError when they
@@ -127,24 +130,23 @@ class CodedRun:
             run=self._identity(),
             grid=self.recipe.spec,
         )
+        started = time.perf_counter()
         with torch.no_grad():
             errors = self._quantize(layers)
             self._write_files(folder, layers)
         if self.options.progress_folder is None:
             shutil.rmtree(folder / ".layers")
-        rounded = self.recipe.activations
-        measured = self.measuring.measure(open_gptq(folder).read, activations=rounded)
+        written = time.perf_counter()
+        measured = self.measuring.measure(open_gptq(folder).read, activations=self.recipe.activations)
         recovery = self._recover(folder, measured)
         if self.recipe.layout != "gptq":
             relay_folder(folder, self.recipe)
-        golden = self.measuring.check_golden(
-            open_restorable(folder).read,
-            folder,
-            tolerance=_TOLERANCES[self.settings.bits],
-            activations=rounded,
-        )
-        self._refuse_breaks(golden)
-        outcome = _Outcome([e for layer in errors for e in layer], recovery, golden)
+        golden = self._check_golden(folder)
+        seconds = {
+            "quantize": round(written - started, 2),
+            "measure_and_recover": round(time.perf_counter() - written, 2),
+        }
+        outcome = _Outcome([e for layer in errors for e in layer], recovery, golden, seconds)
         return self._report(folder, measured if recovery is None else recovery.measured, outcome)
 
     def _report(self, folder: Path, measured: Measured, outcome: "_Outcome") -> Written:
@@ -159,6 +161,7 @@ class CodedRun:
                 "golden": outcome.golden.model_dump(mode="json"),
                 "linears": [asdict(error) for error in outcome.linears],
                 "recovery": recovery.record() if recovery else None,
+                "seconds": dict(outcome.seconds),
             },
         )
         worst = max(outcome.linears, key=lambda error: error.relative_error)
@@ -242,6 +245,17 @@ class CodedRun:
         }
         write_json(folder / "config.json", {**config, **settings})
         copy_side_files(self.measuring.checkpoint.folder, folder)
+
+    def _check_golden(self, folder: Path) -> GoldenReport:
+        """The golden prompts by the files as they will be loaded; ParityError when they say something else."""
+        golden = self.measuring.check_golden(
+            open_restorable(folder).read,
+            folder,
+            tolerance=_TOLERANCES[self.settings.bits],
+            activations=self.recipe.activations,
+        )
+        self._refuse_breaks(golden)
+        return golden
 
     def _refuse_breaks(self, golden: GoldenReport) -> None:
         if golden.ok:
