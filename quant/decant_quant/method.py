@@ -98,7 +98,7 @@ METHODS: Mapping[str, str] = {
 
 # Known methods that there is none of here, and why.
 _REFUSED: Mapping[str, str] = {
-    "exl3": "exl3 is made and read by ExLlamaV3, which needs an NVIDIA GPU, and is not wrapped here: take gptq",
+    "exl3": "exl3 is made by ExLlamaV3 on an NVIDIA GPU, which is not wrapped here: take gptq",
 }
 
 

@@ -96,7 +96,14 @@ def autoround(job: dict[str, Any]) -> None:
         batch_size=1,
         device_map=_device(),
     )
-    rounding.quantize_and_save(job["output"], format="auto_gptq")
+    output = Path(job["output"])
+    rounding.quantize_and_save(str(output), format="auto_gptq")
+    # It names a folder of its own for the scheme.
+    made = next(path.parent for path in output.rglob("config.json"))
+    if made != output:
+        for file in made.iterdir():
+            file.replace(output / file.name)
+        made.rmdir()
 
 
 def _device() -> str:

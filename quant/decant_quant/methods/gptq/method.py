@@ -1,6 +1,6 @@
 # torch leaves some of its types open.
 # pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
-"""`gptq`, `awq` and `w8a8`: a Hugging Face checkpoint becomes one of integer codes, is read back and measured.
+"""`gptq`, `awq` and `w8a8`: a Hugging Face checkpoint becomes one of integer codes, read back and measured.
 
 Peak memory is a layer in float32, the calibration rows' hidden states, and the embedding.
 """
@@ -247,7 +247,7 @@ class CodedRun:
         copy_side_files(self.measuring.checkpoint.folder, folder)
 
     def _check_golden(self, folder: Path) -> GoldenReport:
-        """The golden prompts by the files as they will be loaded; ParityError when they say something else."""
+        """The golden prompts by the files as they will be loaded; ParityError when they say otherwise."""
         golden = self.measuring.check_golden(
             open_restorable(folder).read,
             folder,
