@@ -108,9 +108,7 @@ def test_a_folder_in_any_layout_is_whole_and_restored(
     assert 0 < quality["heldout"]["kl_mean"] < 0.2
     opened, before = open_restorable(settings.output), tensors(model_folder)
     assert set(opened.names) == set(before)
-    assert {name: opened.shape(name) for name in opened.names} == {
-        n: tuple(t.shape) for n, t in before.items()
-    }
+    assert all(opened.shape(name) == tuple(tensor.shape) for name, tensor in before.items())
     (sentences.parent / "plain").mkdir()
     build_method("dequantize:F32").prepare(settings.output).write(sentences.parent / "plain")
     plain = tensors(sentences.parent / "plain")
@@ -179,13 +177,13 @@ def test_inputs_are_rounded_token_by_token() -> None:
         (
             "gptq",
             {"layout": "awq", "gptq": GptqConfig(bits=8, group_size=32)},
-            "no awq layout that engines load",
+            "no awq layout",
         ),
         ("gptq", {"layout": "awq", "gptq": GptqConfig(group_size=-1)}, "wants groups"),
         (
             "gptq",
             {"layout": "compressed-tensors", "gptq": GptqConfig(bits=3, group_size=32)},
-            "3 bits have no",
+            "of 3 bits",
         ),
     ],
 )
@@ -209,6 +207,6 @@ def test_what_is_missing_from_a_layout_is_named(model_folder: Path, sentences: P
     shard = settings.output / "model-00001-of-00003.safetensors"
     kept = {n: t for n, t in safetensors.torch.load_file(shard).items() if "q_proj.scales" not in n}
     safetensors.torch.save_file(kept, shard)
+    opened = open_restorable(settings.output)
     with pytest.raises(QuantizeError, match=r"lacks model\.layers\.0\.self_attn\.q_proj\.scales"):
-        (sentences.parent / "plain").mkdir()
-        build_method("dequantize:F32").prepare(settings.output).write(sentences.parent / "plain")
+        opened.read(opened.names)
