@@ -2,10 +2,10 @@
 
 `python benchmarks/quant/peers.py speed --gptqmodel PYTHON --llmcompressor PYTHON --output FOLDER` makes a
 random Llama (709 M: 16 layers, width 2048) and times W4 g128 on 32 rows of 256 tokens: about 11 minutes on
-two cores, of which the peers take 8. `... kl --model MODEL --data ROWS --heldout ROWS` compares the divergence
-on a trained model over calibration seeds: about 5 minutes for the bundled teacher. `... layers` compares our
-peak memory at 4 and 16 layers: about 3 minutes. Rows are printed as they come; a side that passes --limit
-seconds is stopped.
+two cores, of which the peers take 8. `... kl --model MODEL --data ROWS --heldout ROWS` compares the
+divergence on a trained model over calibration seeds: about 5 minutes for the bundled teacher. `... layers`
+compares our peak memory at 4 and 16 layers: about 3 minutes. Rows are printed as they come; a side that passes
+--limit seconds is stopped.
 """
 
 import argparse
