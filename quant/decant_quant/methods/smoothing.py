@@ -90,6 +90,7 @@ def smooth_layer(
     passing = [Batch(batch.rows, batch.hidden) for batch in batches]
     with decoder.layer(index, {name: tensor.clone() for name, tensor in folded.items()}) as layer:
         for block in decoder.family.blocks:
+            assert isinstance(block, Block), "routed families are refused before"
             norm = layer.get_submodule(block.norm)
             entering = _seen(norm(batch.hidden) for batch in passing)
             mixed = [decoder.mix(index, layer, block, batch) for batch in passing]

@@ -69,6 +69,7 @@ class CodedMethod:
     def prepare(self, model: Path) -> "CodedRun":
         """Checks the checkpoint's tensors against its architecture, and chooses the rows."""
         measuring = prepare_measuring(open_checkpoint(model), self.options, calibrates=True)
+        self.recipe.refuse_family(measuring.decoder.family)
         refuse_shapes(measuring.decoder, self.recipe.grid)
         return CodedRun(measuring, self.recipe, self.options)
 
@@ -216,11 +217,11 @@ class CodedRun:
             for name in names
             if f"{name.removesuffix('.weight')}.qweight" not in packed
         }
-        prefix = names[next(iter(names))].removesuffix(next(iter(names)))
+        stored, prefix = self.decoder.family.stored, f"model.layers.{index}."
         layers.save(
             index,
-            {f"{prefix}{name}": tensor for name, tensor in {**kept, **packed}.items()},
-            [LinearError(f"{prefix}{e.name}", e.relative_error, e.damping) for e in errors],
+            {f"{prefix}{stored(name)}": tensor for name, tensor in {**kept, **packed}.items()},
+            [LinearError(f"{prefix}{stored(e.name)}", e.relative_error, e.damping) for e in errors],
         )
 
     def _rounded(self, names: Sequence[str]) -> "Mapping[str, Tensor]":

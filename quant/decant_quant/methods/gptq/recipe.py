@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from decant.errors import QuantizeError
+from decant_quant.methods.decoder_families import Family
 from decant_quant.methods.gptq.grid import GridSpec, layout_of
 from decant_quant.methods.gptq.packing import OFFSETS
 from decant_quant.methods.gptq.solve import SolveSpec
@@ -41,6 +42,15 @@ class Recipe:
         """How the codes are found."""
         grid = self.grid
         return SolveSpec(self.spec, grid.group_size, grid.act_order, grid.damping, self.nearest)
+
+    def refuse_family(self, family: Family) -> None:
+        """QuantizeError for experts where scales would have to pass a router, or in a layout not tried."""
+        if family.routed is None or (self.smoothing is None and self.layout == "gptq"):
+            return
+        raise QuantizeError(
+            f"{self.name} in the layout {self.layout} is not made for models with experts; use gptq in its"
+            f" own layout"
+        )
 
     @property
     def offset(self) -> int:
