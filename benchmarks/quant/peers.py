@@ -4,8 +4,8 @@
 random Llama (709 M: 16 layers, width 2048) and times W4 g128 on 32 rows of 256 tokens: about 11 minutes on
 two cores, of which the peers take 8. `... kl --model MODEL --data ROWS --heldout ROWS` compares the
 divergence on a trained model over calibration seeds: about 5 minutes for the bundled teacher. `... layers`
-compares our peak memory at 4 and 16 layers: about 3 minutes. Rows are printed as they come; a side that passes
---limit seconds is stopped.
+compares our peak memory at 4 and 16 layers: about 3 minutes. Rows are printed as they come; a side that
+passes --limit seconds is stopped.
 """
 
 import argparse
@@ -146,6 +146,7 @@ def _print(cost: Cost, note: str) -> None:
 def kl(arguments: argparse.Namespace) -> list[dict[str, Any]]:
     """Divergence on a trained model: the same rows, read back and measured by the same code."""
     print("| bits | side | seed | mean KL (95 %) | p99 | same top |\n|---|---|---|---|---|---|", flush=True)
+    more = [part for item in arguments.set for part in ("--set", item)]
     found: list[dict[str, Any]] = []
     for bits in arguments.bits:
         for seed in arguments.seeds:
@@ -160,7 +161,7 @@ def kl(arguments: argparse.Namespace) -> list[dict[str, Any]]:
                     "gptq.bits": bits,
                 }
                 output = arguments.output / name
-                command = _ours(arguments.model, output, *options, *_settings(rows))
+                command = _ours(arguments.model, output, *options, *_settings(rows), *more)
                 cost = timed(name, command, log=arguments.output / f"{name}.log", limit_s=arguments.limit)
                 found.append(_kl_row(bits, side, seed, output, cost))
     return found
@@ -221,6 +222,7 @@ def main() -> None:
         parser.add_argument(f"--{name}", type=int, default=default)
     parser.add_argument("--bits", type=int, nargs="+", default=[4, 3])
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--set", action="append", default=[], help="kl: for decant quantize, key=value")
     arguments = parser.parse_args()
     if arguments.what == "kl" and not (arguments.model and arguments.data and arguments.heldout):
         parser.error("kl needs --model, --data and --heldout")
