@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 # How far a range is shrunk, at most, and in how many steps. Clipping the few largest weights of a group makes
 # the grid finer for all others; below half the range nothing was ever gained at 4 or 8 bits.
 _NARROWEST, _STEPS = 0.5, 20
-_OUTPUTS = 512
+_OUTPUTS = 1024
 # The smallest positive float16, in which the format stores scales.
 _LEAST_SCALE = 2.0**-24
 

@@ -20,7 +20,9 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 # Tokens that a linear's output error is measured on.
-_SAMPLE_TOKENS = 1024
+_SAMPLE_TOKENS = 256
+# Columns of a Hessian that are worked out together: only what lies on or above its diagonal is.
+_COLUMNS = 512
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,11 +129,16 @@ def _inputs_of(parts: "Iterable[Tensor]") -> _Inputs:
         part_NC = part_BTC.flatten(0, 1)
         if hessian_CC is None:
             hessian_CC = part_NC.new_zeros(part_NC.shape[1], part_NC.shape[1])
-        hessian_CC.addmm_(part_NC.t(), part_NC)
+        for start in range(0, hessian_CC.shape[0], _COLUMNS):
+            rows = slice(start, start + _COLUMNS)
+            hessian_CC[rows, start:].addmm_(part_NC[:, rows].t(), part_NC[:, start:])
         if tokens < _SAMPLE_TOKENS:
             samples.append(part_NC[: _SAMPLE_TOKENS - tokens])
         tokens += len(part_NC)
     assert hessian_CC is not None, "calibration has at least one row"
+    for start in range(_COLUMNS, hessian_CC.shape[0], _COLUMNS):
+        rows = slice(start, start + _COLUMNS)
+        hessian_CC[rows, :start] = hessian_CC[:start, rows].t()
     return _Inputs(hessian_CC.div_(tokens), torch.cat(samples))
 
 
