@@ -1,4 +1,4 @@
-"""One contract for every method: checked first, written whole into an empty folder, no larger than it said."""
+"""One contract for every method: checked first, written whole into an empty folder, no larger than told."""
 
 import json
 import os
