@@ -51,7 +51,7 @@ def random_linear(bits: int) -> tuple[Coded, dict[str, torch.Tensor]]:
     made = torch.Generator().manual_seed(bits)
     codes = torch.randint(0, 2**bits, (64, 32), generator=made)
     zeros = torch.randint(1, 2**bits, (2, 32), generator=made).float()
-    scales = torch.rand(2, 32, generator=made).half().float() + 0.5
+    scales = (torch.rand(2, 32, generator=made) + 0.5).half().float()
     return Coded(codes, scales, zeros), pack(codes, scales, zeros, bits=bits, offset=0).named("x")
 
 
