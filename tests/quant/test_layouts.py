@@ -119,13 +119,12 @@ def test_a_folder_in_any_layout_is_whole_and_restored(
 
 
 def test_a_layout_changes_where_codes_lie_and_nothing_else(model_folder: Path, sentences: Path) -> None:
-    found = [
-        open_restorable(made.output).read([name])[name]
-        for layout in (None, "awq", "compressed-tensors")
-        for made in [config(model_folder, sentences, "gptq", layout=layout)]
-        for name in ["model.layers.1.mlp.down_proj.weight"]
-        if run(made) is None
-    ]
+    name = "model.layers.1.mlp.down_proj.weight"
+    found: list[torch.Tensor] = []
+    for layout in (None, "awq", "compressed-tensors"):
+        settings = config(model_folder, sentences, "gptq", layout=layout)
+        run(settings)
+        found.append(open_restorable(settings.output).read([name])[name])
     assert torch.equal(found[0], found[1])
     assert torch.equal(found[0], found[2])
 
