@@ -157,7 +157,7 @@ def test_awq_protects_the_channel_with_large_inputs() -> None:
         restored = Coded(solved.codes, solved.grid.scale, solved.grid.zero).weight() / scales
         return float((sample @ (restored - weight).t()).square().sum())
 
-    assert error(scale) < 0.5 * error(torch.ones(32))
+    assert error(scale) < 0.8 * error(torch.ones(32))
 
 
 def test_inputs_are_rounded_token_by_token() -> None:
