@@ -9,6 +9,7 @@ not have.
 """
 
 import json
+import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,8 @@ from typing import Any
 
 def gptqmodel(job: dict[str, Any]) -> None:
     """GPTQ by gptqmodel, as its own quick-start does it."""
+    # Left to itself it crashes on two cores.
+    os.environ.setdefault("GPTQMODEL_CPU_WORKERS", "2")
     from gptqmodel import GPTQModel
     from gptqmodel.quantization import GPTQConfig
 
