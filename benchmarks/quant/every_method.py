@@ -33,7 +33,18 @@ METHODS: dict[str, list[str]] = {
         for t in ("F16", "BF16", "Q8_0", "Q5_1", "Q5_0", "Q4_1", "Q4_0")
     },
     **dict(_GPTQ),
+    **{
+        name: ["--method", name]
+        for name in (
+            *("awq", "w8a8", "fp8", "gptqmodel", "autoround"),
+            *("llmcompressor:W4A16", "llmcompressor:W8A8", "llmcompressor:FP8"),
+        )
+    },
 }
+# Libraries in environments of their own: methods that need one are left out where no interpreter is named.
+_LIBRARIES = ("gptqmodel", "autoround", "llmcompressor")
+# What vLLM 0.32 loads on a CPU.
+_VLLM = frozenset(("hf:F16", "gptq:4", "awq", "gptqmodel", "llmcompressor:W4A16"))
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +65,11 @@ def quantize(name: str, arguments: argparse.Namespace) -> Outcome:
     command = [sys.executable, "-m", "decant", "quantize", str(arguments.model), "--output", str(output)]
     command += [*METHODS[name], "--set", f"calibration.dataset={arguments.data}"]
     command += ["--set", f"calibration.heldout={arguments.heldout}"]
+    library = name.partition(":")[0]
+    if library in _LIBRARIES:
+        command += ["--python", str(vars(arguments)[library])]
+    if name in _VLLM and arguments.vllm is not None:
+        command += ["--engine-python", str(arguments.vllm)]
     command += [part for item in arguments.set for part in ("--set", item)]
     log = arguments.output / f"{output.name}.log"
     started = time.perf_counter()
@@ -100,9 +116,14 @@ def main() -> None:
         parser.add_argument(f"--{name}", type=Path, required=True)
     parser.add_argument("--methods", nargs="*", choices=list(METHODS), default=list(METHODS))
     parser.add_argument("--set", action="append", default=[], help="for decant quantize, key=value")
+    for name in (*_LIBRARIES, "vllm"):
+        parser.add_argument(f"--{name}", type=Path, help="its interpreter; vllm: load what it loads, too")
     arguments = parser.parse_args()
     arguments.output.mkdir(parents=True, exist_ok=True)
-    outcomes = [quantize(name, arguments) for name in arguments.methods]
+    asked = [
+        name for name in arguments.methods if vars(arguments).get(name.partition(":")[0], "") is not None
+    ]
+    outcomes = [quantize(name, arguments) for name in asked]
     rows = [
         {
             "method": found.name,

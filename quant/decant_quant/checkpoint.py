@@ -18,7 +18,7 @@ from decant.errors import QuantizeError
 # numpy has no bfloat16: its 16 bits are read as integers and widened by a shift.
 _STORED_AS = {"F64": "<f8", "F32": "<f4", "F16": "<f2", "BF16": "<u2"}
 # What quantized checkpoints hold beside floats.
-_CODES_AS = {"I32": "<i4"}
+_CODES_AS = {"I8": "|i1", "F8_E4M3": "|u1", "I32": "<i4", "I64": "<i8"}
 _WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 
 
@@ -33,7 +33,7 @@ class StoredTensor:
     offset: int
 
     def read(self) -> NDArray[Any]:
-        """The tensor as it is stored, mapped from disk; bfloat16 comes as its 16 bits."""
+        """The tensor as it is stored, mapped from disk; bfloat16 and float8 come as their bits."""
         dtype = {**_STORED_AS, **_CODES_AS}[self.dtype]
         if 0 in self.shape:
             return np.zeros(self.shape, dtype)

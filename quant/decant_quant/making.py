@@ -14,12 +14,16 @@ from decant.errors import QuantizeError
 from decant.files import folder_aside
 from decant.golden import GoldenReport
 from decant.processes import end_with_parent
+from decant_quant.checkpoint import read_json
+from decant_quant.engine_formats import refusal
 from decant_quant.method import METHODS, Prepared, Written, build_method
 from decant_quant.options import Options
 from decant_quant.quantize_config import QuantizeConfig
 
 STAGE = "quantized"
 _CHECK_LIMIT_S = 1800.0
+# Golden prompts are short; a longer context would only take memory for its cache.
+_CHECK_TOKENS = 2048
 # A model below this gains nothing from a second thread; the engine's threads spin, to a busy machine's cost.
 _SMALL_BYTES = 64_000_000
 
@@ -53,7 +57,12 @@ def make_artifact(config: QuantizeConfig, prepared: Prepared | None = None) -> M
 
 
 def prepare(config: QuantizeConfig) -> Prepared:
-    """Reads and checks the model for the config's method; QuantizeError for what it cannot convert."""
+    """Reads and checks the model for the config's method; QuantizeError for what it cannot convert, or what
+    the engine that is to check it does not load.
+    """
+    reason = refusal("vllm", config) if config.engine_python is not None else None
+    if reason is not None:
+        raise QuantizeError(f"{reason}: choose another method, or leave --engine-python out")
     return build_method(config.method, _options(config)).prepare(config.model)
 
 
@@ -61,6 +70,9 @@ def _options(config: QuantizeConfig) -> Options:
     output = config.output.absolute()
     return Options(
         gptq=config.gptq,
+        awq=config.awq,
+        w8a8=config.w8a8,
+        layout=config.layout,
         calibration=config.calibration,
         progress_folder=output.parent / f".{output.name}.layers",
         recovery=config.recovery if config.recover else None,
@@ -86,17 +98,26 @@ def _make(
             },
         )
         threads = 1 if manifest.size_bytes < _SMALL_BYTES else None
-        report = written.golden or check_served(aside, threads=threads)
+        report = written.golden
+        if report is None or config.engine_python is not None:
+            report = check_served(aside, threads=threads, vllm_python=config.engine_python)
     return written, manifest, report
 
 
-def check_served(folder: Path, *, threads: int | None) -> GoldenReport | None:
-    """Loads the artifact in its engine, in a child process, and re-runs its golden prompts, if it has any.
+def check_served(
+    folder: Path, *, threads: int | None, vllm_python: Path | None = None
+) -> GoldenReport | None:
+    """Loads the artifact in its engine (vLLM, where its interpreter is given), in a child process, and
+    re-runs its golden prompts, if it has any.
 
     ParityError when it answers otherwise than its parent, QuantizeError when it cannot be tried.
     """
     command = [sys.executable, "-m", "decant", "serve", str(folder), "--check-only"]
     command += [] if threads is None else ["--threads", str(threads)]
+    if vllm_python is not None:
+        positions = int(read_json(folder / "config.json").get("max_position_embeddings", _CHECK_TOKENS))
+        command += ["--engine", "vllm", "--engine-python", str(vllm_python)]
+        command += ["--context", str(min(positions, _CHECK_TOKENS))]
     try:
         done = subprocess.run(
             command,

@@ -54,6 +54,10 @@ class Method(Protocol):
 _GGUF = "decant_quant.methods.gguf_method:build"
 _KQUANT = "decant_quant.methods.kquant_method:build"
 _GPTQ = "decant_quant.methods.gptq.method:build"
+_AWQ = "decant_quant.methods.gptq.method:build_awq"
+_W8A8 = "decant_quant.methods.gptq.method:build_w8a8"
+_FP8 = "decant_quant.methods.fp8_method:build"
+_LLMCOMPRESSOR = "decant_quant.methods.backend_method:build_llmcompressor"
 _BNB = "decant_quant.methods.bnb_method:build"
 _HF = "decant_quant.methods.hf_method:build"
 _DEQUANTIZE = "decant_quant.methods.dequantize:build"
@@ -74,6 +78,14 @@ METHODS: Mapping[str, str] = {
     "gguf:Q3_K_M": _KQUANT,
     "gguf:Q2_K": _KQUANT,
     "gptq": _GPTQ,
+    "awq": _AWQ,
+    "w8a8": _W8A8,
+    "fp8": _FP8,
+    "gptqmodel": "decant_quant.methods.backend_method:build_gptqmodel",
+    "autoround": "decant_quant.methods.backend_method:build_autoround",
+    "llmcompressor:W4A16": _LLMCOMPRESSOR,
+    "llmcompressor:W8A8": _LLMCOMPRESSOR,
+    "llmcompressor:FP8": _LLMCOMPRESSOR,
     "bnb:NF4": _BNB,
     "bnb:INT8": _BNB,
     "hf:F16": _HF,
@@ -84,8 +96,16 @@ METHODS: Mapping[str, str] = {
 }
 
 
+# Known methods that there is none of here, and why.
+_REFUSED: Mapping[str, str] = {
+    "exl3": "exl3 is made by ExLlamaV3 on an NVIDIA GPU, which is not wrapped here: take gptq",
+}
+
+
 def check_name(name: str) -> str:
     """The method's name as the table spells it; ValueError offers the nearest one."""
+    if name.lower() in _REFUSED:
+        raise ValueError(_REFUSED[name.lower()])
     by_lower = {known.lower(): known for known in METHODS}
     if name.lower() not in by_lower:
         raise ValueError(f"no such method: {name}{nearest(name, list(METHODS))}")

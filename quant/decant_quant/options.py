@@ -8,6 +8,9 @@ from pydantic import Field
 
 from decant.config import Config, OptionalInputPath
 
+Layout = Literal["gptq", "awq", "compressed-tensors"]
+"""How codes lie in a checkpoint."""
+
 
 class GptqConfig(Config):
     """The grid of a GPTQ checkpoint and how its codes are found."""
@@ -25,6 +28,21 @@ class GptqConfig(Config):
     )
     device: Literal["auto", "cpu", "cuda"] = Field(
         default="auto", description="where to compute; auto: a GPU if there is one"
+    )
+
+
+class AwqConfig(Config):
+    """The grid of the awq method; its codes have 4 bits."""
+
+    group_size: Literal[32, 64, 128] = Field(default=128, description="input columns that share a scale")
+    sym: bool = Field(default=False, description="one zero point in the middle instead of one per group")
+
+
+class W8a8Config(Config):
+    """How the w8a8 method shares the rounding between weights and activations."""
+
+    smoothing: float = Field(
+        default=0.5, ge=0, lt=1, description="how much of the inputs' spread moves into the weights; 0: none"
     )
 
 
@@ -58,8 +76,8 @@ class RecoverConfig(Config):
 
 @dataclass(frozen=True, slots=True)
 class Options:
-    """What a method may need beside the model: its tables, a folder to resume from (None: no resume),
-    how to recover (None: not at all), and another interpreter (None: this one).
+    """What a method may need beside the model: its tables, the layout of its files (None: its own), a folder
+    to resume from (None: no resume), how to recover (None: not at all), another interpreter (None: this one).
     """
 
     gptq: GptqConfig = field(default_factory=GptqConfig)
@@ -67,3 +85,6 @@ class Options:
     progress_folder: Path | None = None
     recovery: RecoverConfig | None = None
     python: Path | None = None
+    awq: AwqConfig = field(default_factory=AwqConfig)
+    w8a8: W8a8Config = field(default_factory=W8a8Config)
+    layout: Layout | None = None

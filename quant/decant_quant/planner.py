@@ -17,8 +17,17 @@ from decant_quant.loss_check import Verdict, judge_heldout, judge_task
 from decant_quant.making import Made, make_artifact, megabytes, prepare, refuse_output
 from decant_quant.method import Prepared
 from decant_quant.quality_page import QUALITY_JSON, quality_page
-from decant_quant.quantize_config import QuantizeConfig, parse_bytes
-from decant_quant.targets import TARGETS, Candidate, Footprint, Target, context_of, footprint, largest_group
+from decant_quant.quantize_config import CODED, QuantizeConfig, parse_bytes
+from decant_quant.targets import (
+    TARGETS,
+    Candidate,
+    Footprint,
+    Target,
+    candidates,
+    context_of,
+    footprint,
+    largest_group,
+)
 from decant_quant.task_check import Answered, Serving, evaluate
 
 _SMALL_BYTES = 64_000_000
@@ -108,7 +117,8 @@ def _sift(
     options: list[_Option] = []
     refused: list[Tried] = []
     allowed = parse_bytes(config.fit) if config.fit else None
-    for candidate in target.candidates:
+    assert config.for_ is not None
+    for candidate in candidates(config.for_, config):
         reason = candidate.refusal(config.load.device)
         if reason is not None:
             refused.append(Tried(candidate.name, "refused", "engine", reason))
@@ -146,7 +156,7 @@ def _config_of(config: QuantizeConfig, checkpoint: Checkpoint, candidate: Candid
         update={
             "method": candidate.method,
             "gptq": config.gptq.with_changes(**gptq),
-            "recover": config.recover and candidate.method == "gptq",
+            "recover": config.recover and candidate.method in CODED,
         }
     )
 
@@ -218,7 +228,7 @@ class _Plan:
     def _task(self, option: _Option, aside: Path) -> tuple[Verdict, dict[str, Any]]:
         """The paired accuracy, of the artifact itself or, without its engine here, of restored weights."""
         served, engine, memory_counts = aside, self._engine(), True
-        if option.candidate.method == "gptq" and engine is None:
+        if engine is None and not option.candidate.method.startswith("hf:"):
             served = self.folder / "restored"
             shutil.rmtree(served, ignore_errors=True)
             restoring = QuantizeConfig(model=aside, output=served, method="dequantize:F16")

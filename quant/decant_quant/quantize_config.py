@@ -9,10 +9,19 @@ from pydantic import ConfigDict, Field, field_validator, model_validator
 from decant.config import Config, InputPath, OptionalInputPath, OutputPath
 from decant.task import TaskConfig
 from decant_quant.method import check_name
-from decant_quant.options import CalibrationConfig, GptqConfig, RecoverConfig
+from decant_quant.options import (
+    AwqConfig,
+    CalibrationConfig,
+    GptqConfig,
+    Layout,
+    RecoverConfig,
+    W8a8Config,
+)
 
 Engine = Literal["vllm", "llamacpp", "transformers"]
 
+# Methods whose codes are ours, in groups with scales.
+CODED = ("gptq", "awq")
 _UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "KI": 2**10, "MI": 2**20, "GI": 2**30}
 
 
@@ -50,13 +59,20 @@ class QuantizeConfig(Config):
     method: str = Field(
         default="gguf:Q8_0",
         description="gguf:F32, BF16, F16, Q8_0, Q5_1, Q5_0, Q4_1 or Q4_0; gguf:Q6_K, Q5_K_M, Q4_K_M, Q3_K_M"
-        " or Q2_K (by llama-cpp-python); gptq; bnb:NF4 or INT8;"
-        " hf:F16 or BF16; dequantize:F32, F16 or BF16 (a gptq folder back to plain weights)",
+        " or Q2_K (by llama-cpp-python); gptq; awq; w8a8; fp8; bnb:NF4 or INT8;"
+        " gptqmodel, autoround, llmcompressor:W4A16, W8A8 or FP8 (each in the interpreter of --python);"
+        " hf:F16 or BF16; dequantize:F32, F16 or BF16 (a quantized folder back to plain weights)",
+    )
+    layout: Layout | None = Field(
+        default=None,
+        description="gptq, awq: how the codes lie in the files: gptq, awq or compressed-tensors; the method's"
+        " own when left out",
     )
     for_: Engine | None = Field(
         default=None,
         alias="for",
-        description="choose the method: the cheapest that this engine loads and the limits below allow",
+        description="choose the method: the cheapest that this engine loads and the limits below allow; with"
+        " --method, try that one only",
     )
     fit: str | None = Field(
         default=None, description="with --for: memory for weights, cache and engine, such as 8GB or 7.5GiB"
@@ -71,7 +87,14 @@ class QuantizeConfig(Config):
         default=EvaluationConfig(), description="with --for: rows that the task's accuracy is measured on"
     )
     python: Path | None = Field(
-        default=None, description="interpreter that has llama-cpp-python, for gguf:Q6_K and the like"
+        default=None,
+        description="interpreter that has the library of the method: llama-cpp-python for gguf:Q6_K and the"
+        " like, gptqmodel, auto-round or llmcompressor",
+    )
+    engine_python: Path | None = Field(
+        default=None,
+        description="interpreter with vLLM: the artifact is loaded there and answers its golden prompts"
+        " before it counts",
     )
     recover: bool = Field(
         default=False,
@@ -79,10 +102,14 @@ class QuantizeConfig(Config):
         " held-out rows say so",
     )
     recovery: RecoverConfig = Field(default=RecoverConfig(), description="how --recover trains")
-    gptq: GptqConfig = Field(default=GptqConfig(), description="the grid of the gptq method")
+    gptq: GptqConfig = Field(
+        default=GptqConfig(), description="the grid of gptq, gptqmodel, autoround and llmcompressor:W4A16"
+    )
+    awq: AwqConfig = Field(default=AwqConfig(), description="the grid of awq")
+    w8a8: W8a8Config = Field(default=W8a8Config(), description="how w8a8 smooths")
     calibration: CalibrationConfig = Field(
         default=CalibrationConfig(),
-        description="the rows to calibrate on (gptq), and to measure on (all that quantize)",
+        description="the rows to calibrate on, and to measure on (all that quantize)",
     )
 
     @field_validator("method")
@@ -105,14 +132,24 @@ class QuantizeConfig(Config):
         return value
 
     @model_validator(mode="after")
+    def _options_have_a_method(self) -> Self:
+        if self.layout is not None and self.method not in CODED and self.for_ is None:
+            raise ValueError(f"--layout is for {' and '.join(CODED)}; {self.method} has one layout only")
+        if self.recover and self.method not in CODED and self.for_ is None:
+            raise ValueError(f"--recover is for {' and '.join(CODED)}, whose scales it trains")
+        return self
+
+    @model_validator(mode="after")
     def _plan_is_whole(self) -> Self:
         planned = [
             name for name in ("fit", "max_loss", "evaluation", "load") if name in self.model_fields_set
         ]
+        if self.engine_python is not None and planned == ["load"]:
+            return self
         if self.for_ is None and planned:
             raise ValueError(f"{planned[0]} is for a plan; name the engine with --for")
-        if self.for_ is not None and "method" in self.model_fields_set:
-            raise ValueError("--for chooses the method; leave --method out, or leave --for out")
+        if self.engine_python is not None and self.for_ not in (None, "vllm"):
+            raise ValueError("--engine-python names an interpreter with vLLM; --for says another engine")
         return self
 
 

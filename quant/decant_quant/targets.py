@@ -10,7 +10,8 @@ from typing import Any
 
 from decant.errors import QuantizeError
 from decant_quant.checkpoint import Checkpoint
-from decant_quant.quantize_config import Engine, LoadConfig
+from decant_quant.engine_formats import PACKAGES, VLLM_CPU, VLLM_CPU_BITS, kind_of, refusal
+from decant_quant.quantize_config import Engine, LoadConfig, QuantizeConfig
 
 _F16_BYTES = 2
 
@@ -47,8 +48,7 @@ class Target:
     overhead_source: str
 
 
-_VLLM_8_BITS = "vLLM's CPU build loads GPTQ of 4 bits only"
-_GPTQ_PACKAGES = ("gptqmodel", "optimum")
+_GPTQ_PACKAGES = PACKAGES["gptq"]
 
 TARGETS: Mapping[Engine, Target] = {
     "llamacpp": Target(
@@ -66,7 +66,9 @@ TARGETS: Mapping[Engine, Target] = {
     "vllm": Target(
         (
             Candidate("gptq, 4 bits", "gptq", 4.1, {"bits": 4, "sym": True}),
-            Candidate("gptq, 8 bits", "gptq", 8.1, {"bits": 8, "sym": True}, refused={"cpu": _VLLM_8_BITS}),
+            Candidate("w8a8", "w8a8", 8.1, refused={"cpu": VLLM_CPU["int8"]}),
+            Candidate("fp8", "fp8", 8.1, refused={"cpu": VLLM_CPU["fp8"]}),
+            Candidate("gptq, 8 bits", "gptq", 8.1, {"bits": 8, "sym": True}, refused={"cpu": VLLM_CPU_BITS}),
             Candidate("hf:F16", "hf:F16", 16.0),
         ),
         2_500_000_000,
@@ -84,6 +86,16 @@ TARGETS: Mapping[Engine, Target] = {
         "assumed, not measured here",
     ),
 }
+
+
+def candidates(engine: Engine, config: QuantizeConfig) -> tuple[Candidate, ...]:
+    """What may be tried for the engine: its table or, where the method was named, that alone."""
+    if "method" not in config.model_fields_set:
+        return TARGETS[engine].candidates
+    reason = refusal(engine, config)
+    refused = {} if reason is None else {config.load.device: reason}
+    packages = PACKAGES.get(kind_of(config.method, config.layout), ()) if engine == "transformers" else ()
+    return (Candidate(config.method, config.method, 0.0, packages=packages, refused=refused),)
 
 
 @dataclass(frozen=True, slots=True)

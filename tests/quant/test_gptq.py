@@ -173,11 +173,22 @@ def test_more_bits_lose_less(model_folder: Path, sentences: Path) -> None:
     assert lost[1] < lost[0] / 20
 
 
-@pytest.mark.parametrize("family", ["Llama", "Mistral", "Qwen2", "Qwen3", "Phi3", "Gemma2", "Gemma3"])
+QWEN_EXPERTS = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 64}
+
+
+@pytest.mark.parametrize(
+    ("family", "changes"),
+    [
+        *((name, {}) for name in ("Llama", "Mistral", "Qwen2", "Qwen3", "Phi3", "Gemma2", "Gemma3")),
+        ("Mixtral", {"num_local_experts": 4}),
+        ("Qwen2Moe", {**QWEN_EXPERTS, "shared_expert_intermediate_size": 96}),
+        ("Qwen3Moe", {**QWEN_EXPERTS, "head_dim": 16}),
+    ],
+)
 def test_every_family_is_quantized_and_restored(
-    tmp_path: Path, sentences: Path, tiny: Any, family: str
+    tmp_path: Path, sentences: Path, tiny: Any, family: str, changes: dict[str, Any]
 ) -> None:
-    model = tiny.save(tmp_path / "model", family, tiny.tokenizer(), dtype=torch.bfloat16)
+    model = tiny.save(tmp_path / "model", family, tiny.tokenizer(), dtype=torch.bfloat16, **changes)
     settings = config(tmp_path / "model", sentences, bits=8)
     run(settings)
     (tmp_path / "restored").mkdir()
@@ -187,6 +198,19 @@ def test_every_family_is_quantized_and_restored(
         torch.testing.assert_close(
             after, before.float(), atol=0.02 * float(before.abs().max()), rtol=0, msg=name
         )
+
+
+def test_experts_are_stored_one_by_one_and_the_router_stays(
+    tmp_path: Path, sentences: Path, tiny: Any
+) -> None:
+    tiny.save(tmp_path / "model", "Mixtral", tiny.tokenizer(), num_local_experts=4)
+    run(config(tmp_path / "model", sentences))
+    stored = weights(sentences.parent / "quantized")
+    experts = "model.layers.0.block_sparse_moe.experts"
+    assert {f"{experts}.{number}.w{part}.qweight" for number in range(4) for part in (1, 2, 3)} <= set(stored)
+    assert stored["model.layers.0.block_sparse_moe.gate.weight"].dtype == torch.float16
+    with pytest.raises(QuantizeError, match="not made for models with experts"):
+        run(config(tmp_path / "model", sentences).model_copy(update={"method": "awq"}))
 
 
 def test_a_tied_head_stays_with_the_embedding(tmp_path: Path, sentences: Path, tiny: Any) -> None:

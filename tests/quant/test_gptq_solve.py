@@ -213,6 +213,7 @@ def test_the_order_of_the_columns_leaves_groups_in_place() -> None:
     assert not torch.equal(solved.codes, unordered.codes)
 
 
+EXPERTS = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 64}
 ROPE = {"rope_type": "default", "rope_theta": 10000.0}
 
 
@@ -235,6 +236,9 @@ ROPE = {"rope_type": "default", "rope_theta": 10000.0}
             },
         ),
         ("Gemma3", {"head_dim": 32, "sliding_window": 4, "num_hidden_layers": 7}),
+        ("Mixtral", {"num_local_experts": 4}),
+        ("Qwen2Moe", {**EXPERTS, "shared_expert_intermediate_size": 96}),
+        ("Qwen3Moe", {**EXPERTS, "head_dim": 16, "norm_topk_prob": True}),
     ],
 )
 def test_layer_by_layer_is_the_model_itself(

@@ -45,8 +45,9 @@ def test_it_falls_back_to_more_bits_and_says_why(
 ) -> None:
     run(plan(model_folder, "vllm", rows, max_loss="0.0001nats", fit="4GB"))
     found = tried(model_folder)
-    assert [item["status"] for item in found.values()] == ["refused", "refused", "taken"]
-    assert found["gptq, 8 bits"]["step"] == "engine"
+    assert list(found) == ["w8a8", "fp8", "gptq, 8 bits", "gptq, 4 bits", "hf:F16"]
+    assert [item["status"] for item in found.values()] == [*["refused"] * 4, "taken"]
+    assert {found[name]["step"] for name in ("w8a8", "fp8", "gptq, 8 bits")} == {"engine"}
     assert found["gptq, 4 bits"]["step"] == "loss"
     assert "more than 0.0001nats" in found["gptq, 4 bits"]["reason"]
     assert found["gptq, 4 bits"]["measured"]["heldout"]["kl_mean"] > 0.0001
@@ -92,13 +93,37 @@ def test_memory_grows_with_context_and_requests(model_folder: Path) -> None:
     [
         ({"fit": "8"}, "a size is a number with its unit"),
         ({"max_loss": "1%"}, "a loss is a number with its unit"),
-        ({"method": "gptq"}, "--for chooses the method"),
+        ({"for": "llamacpp", "engine_python": "python"}, "--for says another engine"),
         ({"for": "tgi"}, "for"),
     ],
 )
 def test_options_that_cannot_be_meant_are_refused(tmp_path: Path, options: Any, said: str) -> None:
     with pytest.raises(ConfigError, match=said):
         plan(tmp_path, "vllm", **options)
+
+
+@pytest.mark.parametrize(
+    ("engine", "options", "said"),
+    [
+        ("vllm", {"method": "w8a8"}, "vLLM's CPU build has no kernel for W8A8"),
+        ("vllm", {"method": "gptq", "gptq": {"bits": 3}}, "codes of 4 bits only"),
+        ("vllm", {"method": "gptq", "gptq": {"sym": False}}, "write it with --layout awq"),
+        ("vllm", {"method": "gguf:Q8_0"}, "vllm does not load what gguf:Q8_0 writes"),
+        ("llamacpp", {"method": "awq"}, "llamacpp does not load what awq writes"),
+    ],
+)
+def test_a_method_that_the_engine_does_not_load_is_refused_before_any_work(
+    model_folder: Path, rows: Path, engine: str, options: Any, said: str
+) -> None:
+    with pytest.raises(QuantizeError, match=said):
+        run(plan(model_folder, engine, rows, **options))
+    assert not (model_folder.parent / "made").exists()
+
+
+def test_a_method_named_beside_the_engine_is_the_only_one_tried(model_folder: Path, rows: Path) -> None:
+    run(plan(model_folder, "vllm", rows, method="awq", awq={"group_size": 32}, layout="compressed-tensors"))
+    assert list(tried(model_folder)) == ["awq"]
+    assert verify_files(model_folder.parent / "made").method == "awq"
 
 
 def test_the_flags_are_named_as_the_words_are() -> None:

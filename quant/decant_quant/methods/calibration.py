@@ -55,7 +55,8 @@ def choose_rows(
     """
     if config.dataset is None and (calibrates or config.heldout is None):
         raise QuantizeError(
-            "gptq needs rows to calibrate on: --set calibration.dataset=FILE, a JSONL dataset or a text file"
+            "the method needs rows to calibrate on: --set calibration.dataset=FILE, a JSONL dataset or a text"
+            " file"
         )
     if config.max_tokens > context:
         raise QuantizeError(

@@ -13,7 +13,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from decant.errors import MissingExtraError, QuantizeError
-from decant_quant.methods.decoder_families import Block, Family
+from decant_quant.methods.decoder_families import Block, Family, RoutedBlock
+from decant_quant.methods.experts import unfuse
+from decant_quant.methods.rounding import Activations, rounded_inputs
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -49,7 +51,10 @@ class Decoder:
         body = model.model
         self.family = family
         self.device = device
-        self.shapes: dict[str, tuple[int, ...]] = {n: tuple(t.shape) for n, t in model.state_dict().items()}
+        self.experts = _unfuse(body.layers, family)
+        self.shapes: dict[str, tuple[int, ...]] = {
+            _stored(name, family): tuple(tensor.shape) for name, tensor in model.state_dict().items()
+        }
         self.is_tied = bool(model.config.tie_word_embeddings)
         self.vocabulary: int = model.config.vocab_size
         self.context: int = model.config.max_position_embeddings
@@ -68,7 +73,12 @@ class Decoder:
 
     def layer_names(self, index: int) -> dict[str, str]:
         """One layer's tensors: the name within the layer, and in the checkpoint."""
-        return {name: f"{_LAYER}.{index}.{name}" for name in self._layers[index].state_dict()}
+        names = self._layers[index].state_dict()
+        return {name: f"{_LAYER}.{index}.{self.family.stored(name)}" for name in names}
+
+    def linears(self) -> tuple[str, ...]:
+        """The linears of a layer that are quantized, by their names in the layer."""
+        return self.family.linears(self.experts)
 
     def end_names(self) -> list[str]:
         """The tensors outside the layers: embedding, final norm, and the head if it has its own."""
@@ -113,13 +123,27 @@ class Decoder:
             module.add_module(block.output, output)
         return mixed_BTC
 
-    def advance(self, index: int, source: Source, batches: Sequence[Batch]) -> None:
-        """Takes every batch through one layer whose weights come from `source`."""
+    def advance(
+        self,
+        index: int,
+        source: Source,
+        batches: Sequence[Batch],
+        *,
+        activations: Activations | None = None,
+    ) -> None:
+        """Takes every batch through one layer with weights from `source`, its linears' inputs rounded."""
         names = self.layer_names(index)
         found = source(list(names.values()))
-        with self.layer(index, {short: found[name] for short, name in names.items()}) as layer:
+        placed = {short: found[name] for short, name in names.items()}
+        with (
+            self.layer(index, placed) as layer,
+            rounded_inputs(layer, self.linears(), activations),
+        ):
             for batch in batches:
                 for block in self.family.blocks:
+                    if isinstance(block, RoutedBlock):
+                        batch.hidden = batch.hidden + routed_part(layer, block, batch)
+                        continue
                     mixed_BTC = self.mix(index, layer, block, batch)
                     batch.hidden = batch.hidden + end_of(layer, block, mixed_BTC)
 
@@ -169,6 +193,11 @@ def end_of(layer: Any, block: Block, mixed_BTC: "Tensor") -> "Tensor":
     return added_BTH if block.end_norm is None else layer.get_submodule(block.end_norm)(added_BTH)
 
 
+def routed_part(layer: Any, block: RoutedBlock, batch: Batch) -> "Tensor":
+    """What a block with experts adds to the hidden states [B, T, H]."""
+    return layer.get_submodule(block.module)(layer.get_submodule(block.norm)(batch.hidden))
+
+
 def build_decoder(folder: Path, family: Family, device: str) -> Decoder:
     """The decoder that config.json describes; QuantizeError when transformers cannot build it."""
     try:
@@ -200,6 +229,31 @@ def _same_length(rows: Sequence[Sequence[int]]) -> Iterator[list[int]]:
         same = [index for index, row in enumerate(rows) if len(row) == length]
         step = max(1, _BATCH_TOKENS // length)
         yield from (same[start : start + step] for start in range(0, len(same), step))
+
+
+def _unfuse(layers: Any, family: Family) -> int:
+    """Experts per layer, each made a module of its own; QuantizeError for layers that have none."""
+    block = family.routed
+    if block is None:
+        return 0
+    counts: set[int] = set()
+    for layer in layers:
+        names = {name for name, _ in layer.get_submodule(block.module).named_children()}
+        if block.experts not in names:
+            raise QuantizeError(
+                "layers with experts mixed with layers without are not run layer by layer yet"
+            )
+        unfuse(layer, block)
+        counts.add(layer.get_submodule(f"{block.module}.{block.experts}").count)
+    return max(counts)
+
+
+def _stored(name: str, family: Family) -> str:
+    """A tensor's name in the checkpoint by its name in the model."""
+    if not name.startswith(f"{_LAYER}."):
+        return name
+    number, _, rest = name.removeprefix(f"{_LAYER}.").partition(".")
+    return f"{_LAYER}.{number}.{family.stored(rest)}"
 
 
 def _replace_layers(body: Any, recorders: Sequence[Any], device: str) -> None:

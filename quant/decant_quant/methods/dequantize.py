@@ -1,6 +1,6 @@
 # torch leaves some of its types open.
 # pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
-"""`dequantize:TYPE`: a folder in the GPTQ format restored to a plain Hugging Face folder, shard by shard.
+"""`dequantize:TYPE`: a quantized folder restored to a plain Hugging Face folder, shard by shard.
 
 F32 holds the quantized weights exactly; F16 and BF16 round them once more.
 """
@@ -14,7 +14,7 @@ from decant.files import write_bytes, write_json
 from decant.progress import Progress
 from decant_quant.method import Written
 from decant_quant.methods.folder import copy_side_files, write_index
-from decant_quant.methods.gptq.reader import GptqCheckpoint, open_gptq
+from decant_quant.methods.restorable import Restorable, open_restorable
 from decant_quant.options import Options
 
 if TYPE_CHECKING:
@@ -40,15 +40,15 @@ class DequantizeMethod:
     bytes_each: int
 
     def prepare(self, model: Path) -> "Restoring":
-        """Opens a folder in the GPTQ format."""
-        return Restoring(open_gptq(model), self.dtype, self.bytes_each)
+        """Opens a folder in the GPTQ, AWQ or compressed-tensors format."""
+        return Restoring(open_restorable(model), self.dtype, self.bytes_each)
 
 
 @dataclass(frozen=True, slots=True)
 class Restoring:
-    """A GPTQ folder that is about to be written out in 16 or 32 bits."""
+    """A quantized folder that is about to be written out in 16 or 32 bits."""
 
-    source: GptqCheckpoint
+    source: Restorable
     dtype: str
     bytes_each: int
 
@@ -82,11 +82,9 @@ class Restoring:
 
     def _parts(self) -> list[Sequence[str]]:
         """Names by the shard that they lie in."""
-        stored = self.source.checkpoint.tensors
         by_file: dict[Path, list[str]] = {}
         for name in self.source.names:
-            tensor = stored.get(name) or stored[f"{name.removesuffix('.weight')}.qweight"]
-            by_file.setdefault(tensor.file, []).append(name)
+            by_file.setdefault(self.source.file(name), []).append(name)
         return list(by_file.values())
 
     def _torch_dtype(self) -> "torch.dtype":

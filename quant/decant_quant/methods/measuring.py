@@ -17,6 +17,7 @@ from decant_quant.methods.decoder import Decoder, Source, build_decoder
 from decant_quant.methods.decoder_families import family_of
 from decant_quant.methods.quality import Measured, check_golden, measure
 from decant_quant.methods.reading import read_checked, refuse_tensors
+from decant_quant.methods.rounding import Activations
 from decant_quant.options import Options
 from decant_quant.quality_page import QUALITY_JSON, QUALITY_PAGE, quality_page
 
@@ -36,15 +37,30 @@ class Measuring:
         """The unquantized model's tensors; QuantizeError for values that no format holds."""
         return read_checked(self.checkpoint, names)
 
-    def measure(self, quantized: Source) -> Measured:
+    def measure(self, quantized: Source, *, activations: Activations | None = None) -> Measured:
         """What `quantized` lost on the held-out rows."""
-        return measure(self.decoder, original=self.original, quantized=quantized, heldout=self.rows.heldout)
+        return measure(
+            self.decoder,
+            original=self.original,
+            quantized=quantized,
+            heldout=self.rows.heldout,
+            activations=activations,
+        )
 
-    def check_golden(self, quantized: Source, folder: Path, *, tolerance: str) -> GoldenReport:
+    def check_golden(
+        self, quantized: Source, folder: Path, *, tolerance: str, activations: Activations | None = None
+    ) -> GoldenReport:
         """The model's golden prompts, if it has any, answered in torch from the files in `folder`."""
         model = self.checkpoint.folder
         golden = read_manifest(model).golden if has_manifest(model) else None
-        return check_golden(self.decoder, quantized, load_tokenizer(folder), golden, tolerance=tolerance)
+        return check_golden(
+            self.decoder,
+            quantized,
+            load_tokenizer(folder),
+            golden,
+            tolerance=tolerance,
+            activations=activations,
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,3 +113,12 @@ def measuring_if_asked(checkpoint: Checkpoint, options: Options) -> Measuring | 
     if options.calibration.dataset is None and options.calibration.heldout is None:
         return None
     return prepare_measuring(checkpoint, options, calibrates=False)
+
+
+def checking(checkpoint: Checkpoint, options: Options) -> Measuring:
+    """As `prepare_measuring` where rows were given; else without rows, for the golden prompts alone."""
+    if options.calibration.dataset is not None or options.calibration.heldout is not None:
+        return prepare_measuring(checkpoint, options, calibrates=False)
+    decoder = build_decoder(checkpoint.folder, family_of(checkpoint), options.gptq.device)
+    refuse_tensors(checkpoint, decoder)
+    return Measuring(checkpoint, decoder, ChosenRows(calibration=(), heldout=(), left_out=0))

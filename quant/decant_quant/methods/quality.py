@@ -17,6 +17,7 @@ from decant.stats import Interval, paired_difference
 from decant.timing import percentile
 from decant_quant.methods.calibration import TokenRow
 from decant_quant.methods.decoder import Batch, Decoder, Source
+from decant_quant.methods.rounding import Activations
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -82,14 +83,21 @@ class Measured:
 
 
 def measure(
-    decoder: Decoder, *, original: Source, quantized: Source, heldout: Sequence[TokenRow]
+    decoder: Decoder,
+    *,
+    original: Source,
+    quantized: Source,
+    heldout: Sequence[TokenRow],
+    activations: Activations | None = None,
 ) -> Measured:
-    """Runs both side by side; QuantizeError when the quantized model gives no numbers."""
+    """Runs both side by side, the quantized one with its linears' inputs rounded to `activations`, if any;
+    QuantizeError when it gives no numbers.
+    """
     import torch
 
     rows = [row.token_ids for row in heldout]
     with torch.no_grad():
-        first, second, layers = _states_side_by_side(decoder, original, quantized, rows)
+        first, second, layers = _states_side_by_side(decoder, original, quantized, rows, activations)
         spans = [slice(row.answer_start - 1, len(row.token_ids) - 1) for row in heldout]
         states = [torch.cat([h[s] for h, s in zip(h_TH, spans, strict=True)]) for h_TH in (first, second)]
         targets_N = torch.cat([torch.tensor(row.token_ids[row.answer_start :]) for row in heldout])
@@ -168,7 +176,11 @@ def _interval(by_row: Sequence[float]) -> Interval:
 
 
 def _states_side_by_side(
-    decoder: Decoder, original: Source, quantized: Source, rows: Sequence[Sequence[int]]
+    decoder: Decoder,
+    original: Source,
+    quantized: Source,
+    rows: Sequence[Sequence[int]],
+    activations: Activations | None,
 ) -> "tuple[list[Tensor], list[Tensor], tuple[LayerError, ...]]":
     """Final hidden states [T, H] of each row by both models, and the error behind each layer."""
     before, after = decoder.embed(original, rows), decoder.embed(quantized, rows)
@@ -176,7 +188,7 @@ def _states_side_by_side(
     for index in range(len(decoder)):
         entering = [batch.hidden for batch in before]
         alone = [Batch(batch.rows, batch.hidden) for batch in before]
-        decoder.advance(index, quantized, [*after, *alone])
+        decoder.advance(index, quantized, [*after, *alone], activations=activations)
         decoder.advance(index, original, before)
         pairs = list(zip(entering, before, strict=True))
         added = sum(float((batch.hidden - hidden).square().sum()) for hidden, batch in pairs)
@@ -196,7 +208,13 @@ def _by_row(batches: Sequence[Batch], count: int) -> "list[Tensor]":
 
 
 def check_golden(
-    decoder: Decoder, source: Source, tokenizer: Any, golden: GoldenSet | None, *, tolerance: str
+    decoder: Decoder,
+    source: Source,
+    tokenizer: Any,
+    golden: GoldenSet | None,
+    *,
+    tolerance: str,
+    activations: Activations | None = None,
 ) -> GoldenReport:
     """The golden prompts by the model in `source` and the tokenizer beside it; of none, an empty report.
 
@@ -211,7 +229,7 @@ def check_golden(
             stage=STAGE, checked=0, breaks=(), max_logprob_gap=0.0, mean_logprob_gap=0.0, flips=0
         )
     rows = [(*prompt.prompt_ids, *prompt.token_ids) for prompt in fitting]
-    states = final_states(decoder, source, rows)
+    states = final_states(decoder, source, rows, activations=activations)
     seen: list[Observation] = []
     for prompt, hidden_TH in zip(fitting, states, strict=True):
         answer_TH = hidden_TH[len(prompt.prompt_ids) - 1 :]
@@ -221,14 +239,20 @@ def check_golden(
     return compare(checked, seen, stage=STAGE, tolerance=TOLERANCES[tolerance])
 
 
-def final_states(decoder: Decoder, source: Source, rows: Sequence[Sequence[int]]) -> "list[Tensor]":
+def final_states(
+    decoder: Decoder,
+    source: Source,
+    rows: Sequence[Sequence[int]],
+    *,
+    activations: Activations | None = None,
+) -> "list[Tensor]":
     """Each row's hidden states [T, H] behind the last layer."""
     import torch
 
     with torch.no_grad():
         batches = decoder.embed(source, rows)
         for index in range(len(decoder)):
-            decoder.advance(index, source, batches)
+            decoder.advance(index, source, batches, activations=activations)
     return _by_row(batches, len(rows))
 
 

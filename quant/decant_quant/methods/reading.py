@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from decant.errors import QuantizeError
-from decant_quant.checkpoint import Checkpoint
+from decant_quant.checkpoint import Checkpoint, StoredTensor
 from decant_quant.methods.decoder import HEAD, Decoder
 
 if TYPE_CHECKING:
@@ -21,6 +21,15 @@ def read_plain(checkpoint: Checkpoint, names: Sequence[str]) -> "Mapping[str, Te
 
     stored = [checkpoint.tensors[name] for name in names]
     return {t.name: torch.from_numpy(t.widen(t.read())) for t in stored}
+
+
+def as_stored(tensor: StoredTensor) -> "Tensor":
+    """A tensor of any kind in the numbers that it is stored in."""
+    import torch
+
+    found = torch.from_numpy(tensor.read().copy())
+    kinds = {"BF16": torch.bfloat16, "F8_E4M3": torch.float8_e4m3fn}
+    return found.view(kinds[tensor.dtype]) if tensor.dtype in kinds else found
 
 
 def read_checked(checkpoint: Checkpoint, names: Sequence[str]) -> "Mapping[str, Tensor]":

@@ -17,6 +17,12 @@ from decant_serve.calls import Features
 from decant_serve.engines.local import HOST, ask, is_healthy
 from decant_serve.engines.protocol import EngineDescription, EngineSettings, Launch, Pooling, Upstream
 
+# What transformers reads a quantized folder with, by its quant_method.
+_READERS: Mapping[str, tuple[str, ...]] = {
+    "gptq": ("gptqmodel", "optimum"),
+    "awq": ("gptqmodel",),
+    "compressed-tensors": ("compressed_tensors",),
+}
 OBSERVE_PATH = "/decant/observe"
 
 _SAMPLING = frozenset({"temperature", "top_p", "seed", "stop", "max_tokens", "n", "logprobs"})
@@ -53,7 +59,7 @@ class ModelSettings:
 def build(settings: EngineSettings) -> "Transformers":
     """The engine for a checkpoint or adapter folder; MissingExtraError without its libraries."""
     model = as_in_training(settings)
-    _refuse_gptq(Path(model.path))
+    _refuse_unloadable(Path(model.path))
     needed = [
         "torch",
         "transformers",
@@ -66,16 +72,16 @@ def build(settings: EngineSettings) -> "Transformers":
     return Transformers(model)
 
 
-def _refuse_gptq(folder: Path) -> None:
-    """transformers reads the GPTQ format through gptqmodel and optimum only."""
+def _refuse_unloadable(folder: Path) -> None:
+    """transformers reads the formats of other libraries through those libraries only."""
     file = folder / "config.json"
     config: dict[str, Any] = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
-    if (config.get("quantization_config") or {}).get("quant_method") != "gptq":
-        return
-    missing = [name for name in ("gptqmodel", "optimum") if importlib.util.find_spec(name) is None]
+    method = (config.get("quantization_config") or {}).get("quant_method")
+    needed = _READERS.get(method, ())
+    missing = [name for name in needed if importlib.util.find_spec(name) is None]
     if missing:
         raise ArtifactError(
-            f"{folder}: is in the GPTQ format, which transformers loads with gptqmodel and optimum"
+            f"{folder}: is in the {method} format, which transformers loads with {' and '.join(needed)}"
             f" ({' and '.join(missing)} not installed); serve it with vLLM, or restore plain weights with"
             f" `decant quantize {folder} --method dequantize:F16 --output FOLDER`"
         )

@@ -11,8 +11,8 @@ _GROUP_SIZES = (32, 64, 128, 256)
 
 def quantized_names(decoder: Decoder) -> frozenset[str]:
     """The weights that become codes."""
-    linears = decoder.family.linears()
-    return frozenset(f"model.layers.{i}.{name}.weight" for i in range(len(decoder)) for name in linears)
+    linears = [decoder.family.stored(f"{name}.weight") for name in decoder.linears()]
+    return frozenset(f"model.layers.{i}.{name}" for i in range(len(decoder)) for name in linears)
 
 
 def refuse_shapes(decoder: Decoder, settings: GptqConfig) -> None:

@@ -9,7 +9,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from decant_quant.methods.decoder import Batch, Decoder, end_of
+from decant_quant.methods.decoder import Batch, Decoder, end_of, routed_part
+from decant_quant.methods.decoder_families import RoutedBlock
+from decant_quant.methods.experts import inside_expert, routed_tokens
 from decant_quant.methods.gptq.grid import Grid, layout_of
 from decant_quant.methods.gptq.packing import OFFSETS, dequantize, pack
 from decant_quant.methods.gptq.solve import Solved, SolveSpec, solve
@@ -18,7 +20,9 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 # Tokens that a linear's output error is measured on.
-_SAMPLE_TOKENS = 1024
+_SAMPLE_TOKENS = 256
+# Columns of a Hessian that are worked out together: only what lies on or above its diagonal is.
+_COLUMNS = 512
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +57,9 @@ def quantize_layer(
     with decoder.layer(index, weights) as layer:
         run = _LayerRun(layer, f"layer {index}", spec, packed, errors)
         for block in decoder.family.blocks:
+            if isinstance(block, RoutedBlock):
+                run.quantize_experts(block, batches)
+                continue
             norm = layer.get_submodule(block.norm)
             entering = _inputs_of(norm(batch.hidden) for batch in batches)
             run.quantize([f"{block.module}.{name}" for name in block.inputs], entering)
@@ -91,6 +98,26 @@ class _LayerRun:
             self.packed.update(stored.named(name))
             self.errors.append(LinearError(name, error, part.damping))
 
+    def quantize_experts(self, block: RoutedBlock, batches: Sequence[Batch]) -> None:
+        """Each expert on the tokens that the router sends it, behind what was quantized before."""
+        import torch
+
+        module = self.layer.get_submodule(block.module)
+        norm = self.layer.get_submodule(block.norm)
+        tokens_NH = torch.cat([norm(batch.hidden).flatten(0, 1) for batch in batches])
+        activation = module.get_submodule(block.experts).act_fn
+        if block.shared is not None:
+            self._quantize_expert(f"{block.module}.{block.shared}", block, tokens_NH, activation)
+        for number, routed_NH in enumerate(routed_tokens(module, block, tokens_NH)):
+            self._quantize_expert(f"{block.module}.{block.experts}.{number}", block, routed_NH, activation)
+        for batch in batches:
+            batch.hidden = batch.hidden + routed_part(self.layer, block, batch)
+
+    def _quantize_expert(self, name: str, block: RoutedBlock, tokens_NH: "Tensor", activation: Any) -> None:
+        self.quantize([f"{name}.{linear}" for linear in block.inputs], _inputs_of([tokens_NH[None]]))
+        inside = inside_expert(self.layer.get_submodule(name), block, tokens_NH, activation)
+        self.quantize([f"{name}.{block.output}"], _inputs_of([inside[None]]))
+
 
 def _inputs_of(parts: "Iterable[Tensor]") -> _Inputs:
     import torch
@@ -102,11 +129,16 @@ def _inputs_of(parts: "Iterable[Tensor]") -> _Inputs:
         part_NC = part_BTC.flatten(0, 1)
         if hessian_CC is None:
             hessian_CC = part_NC.new_zeros(part_NC.shape[1], part_NC.shape[1])
-        hessian_CC.addmm_(part_NC.t(), part_NC)
+        for start in range(0, hessian_CC.shape[0], _COLUMNS):
+            rows = slice(start, start + _COLUMNS)
+            hessian_CC[rows, start:].addmm_(part_NC[:, rows].t(), part_NC[:, start:])
         if tokens < _SAMPLE_TOKENS:
             samples.append(part_NC[: _SAMPLE_TOKENS - tokens])
         tokens += len(part_NC)
     assert hessian_CC is not None, "calibration has at least one row"
+    for start in range(_COLUMNS, hessian_CC.shape[0], _COLUMNS):
+        rows = slice(start, start + _COLUMNS)
+        hessian_CC[rows, :start] = hessian_CC[:start, rows].t()
     return _Inputs(hessian_CC.div_(tokens), torch.cat(samples))
 
 

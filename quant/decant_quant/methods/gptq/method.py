@@ -1,11 +1,12 @@
 # torch leaves some of its types open.
 # pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
-"""`gptq`: a Hugging Face checkpoint becomes one in the GPTQ format, is read back, and is measured.
+"""`gptq`, `awq` and `w8a8`: a Hugging Face checkpoint becomes one of integer codes, read back and measured.
 
 Peak memory is a layer in float32, the calibration rows' hidden states, and the embedding.
 """
 
 import shutil
+import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -27,10 +28,13 @@ from decant_quant.methods.gptq.grid import GridSpec, layout_of
 from decant_quant.methods.gptq.layers import LinearError, quantize_layer
 from decant_quant.methods.gptq.progress import FinishedLayers
 from decant_quant.methods.gptq.reader import open_gptq
+from decant_quant.methods.gptq.recipe import Recipe, awq_recipe, gptq_recipe, w8a8_recipe
 from decant_quant.methods.gptq.recovery import Recovery, recover_folder
-from decant_quant.methods.gptq.solve import SolveSpec
+from decant_quant.methods.gptq.relay import relay_folder
 from decant_quant.methods.measuring import Measuring, Report, prepare_measuring
 from decant_quant.methods.quality import Measured
+from decant_quant.methods.restorable import open_restorable
+from decant_quant.methods.smoothing import smooth_layer
 from decant_quant.options import GptqConfig, Options
 
 if TYPE_CHECKING:
@@ -40,23 +44,34 @@ if TYPE_CHECKING:
 _TOLERANCES = {2: "q4", 3: "q4", 4: "q4", 8: "q8"}
 
 
-def build(variant: str, options: Options) -> "GptqMethod":
-    """The method behind `gptq`; it has no variants."""
-    assert not variant
-    return GptqMethod(options)
+def build(_variant: str, options: Options) -> "CodedMethod":
+    """The method behind `gptq`."""
+    return CodedMethod(gptq_recipe(options), options)
+
+
+def build_awq(_variant: str, options: Options) -> "CodedMethod":
+    """The method behind `awq`."""
+    return CodedMethod(awq_recipe(options), options)
+
+
+def build_w8a8(_variant: str, options: Options) -> "CodedMethod":
+    """The method behind `w8a8`."""
+    return CodedMethod(w8a8_recipe(options), options)
 
 
 @dataclass(frozen=True, slots=True)
-class GptqMethod:
-    """Quantizes to the GPTQ format."""
+class CodedMethod:
+    """Quantizes the linears of the layers to integer codes."""
 
+    recipe: Recipe
     options: Options
 
-    def prepare(self, model: Path) -> "GptqRun":
+    def prepare(self, model: Path) -> "CodedRun":
         """Checks the checkpoint's tensors against its architecture, and chooses the rows."""
         measuring = prepare_measuring(open_checkpoint(model), self.options, calibrates=True)
-        refuse_shapes(measuring.decoder, self.options.gptq)
-        return GptqRun(measuring, self.options)
+        self.recipe.refuse_family(measuring.decoder.family)
+        refuse_shapes(measuring.decoder, self.recipe.grid)
+        return CodedRun(measuring, self.recipe, self.options)
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,19 +81,21 @@ class _Outcome:
     linears: Sequence[LinearError]
     recovery: Recovery | None
     golden: GoldenReport
+    seconds: Mapping[str, float]
 
 
 @dataclass(frozen=True, slots=True)
-class GptqRun:
+class CodedRun:
     """A checked checkpoint with the rows to calibrate and to measure on."""
 
     measuring: Measuring
+    recipe: Recipe
     options: Options
 
     @property
     def settings(self) -> GptqConfig:
         """The grid and how its codes are found."""
-        return self.options.gptq
+        return self.recipe.grid
 
     @property
     def decoder(self) -> Decoder:
@@ -100,7 +117,8 @@ class GptqRun:
             group = inputs[0] if self.settings.group_size == -1 and inputs else self.settings.group_size
             packed = self.settings.bits / 8 + (2 + self.settings.bits / 8) / group
             total += int(values * (packed if name in quantized else 2)) + 4096
-        return total
+        # Another layout is written beside GPTQ's and compared with it.
+        return total if self.recipe.layout == "gptq" else 2 * total
 
     def write(self, folder: Path) -> Written:
         """Quantizes layer by layer, reads the written files back and measures them; ParityError when they
@@ -111,32 +129,40 @@ class GptqRun:
         layers = FinishedLayers(
             self.options.progress_folder or folder / ".layers",
             run=self._identity(),
-            grid=_grid(self.settings),
+            grid=self.recipe.spec,
         )
+        started = time.perf_counter()
         with torch.no_grad():
             errors = self._quantize(layers)
             self._write_files(folder, layers)
         if self.options.progress_folder is None:
             shutil.rmtree(folder / ".layers")
-        measured = self.measuring.measure(open_gptq(folder).read)
+        written = time.perf_counter()
+        measured = self.measuring.measure(open_gptq(folder).read, activations=self.recipe.activations)
         recovery = self._recover(folder, measured)
-        golden = self.measuring.check_golden(
-            open_gptq(folder).read, folder, tolerance=_TOLERANCES[self.settings.bits]
-        )
-        self._refuse_breaks(golden)
-        outcome = _Outcome([e for layer in errors for e in layer], recovery, golden)
+        if self.recipe.layout != "gptq":
+            relay_folder(folder, self.recipe)
+        golden = self._check_golden(folder)
+        seconds = {
+            "quantize": round(written - started, 2),
+            "measure_and_recover": round(time.perf_counter() - written, 2),
+        }
+        outcome = _Outcome([e for layer in errors for e in layer], recovery, golden, seconds)
         return self._report(folder, measured if recovery is None else recovery.measured, outcome)
 
     def _report(self, folder: Path, measured: Measured, outcome: "_Outcome") -> Written:
         recovery = outcome.recovery
         report = Report(
-            f"gptq, {self.settings.bits} bits{', recovered' if recovery and recovery.kept else ''}",
+            f"{self.recipe.name}, {self.settings.bits} bits"
+            f"{', recovered' if recovery and recovery.kept else ''}",
             measured,
-            restored_by="the written codes, restored exactly and run in torch",
+            restored_by="the written codes, restored exactly and run in torch"
+            + (", inputs rounded per token" if self.recipe.activations else ""),
             details={
                 "golden": outcome.golden.model_dump(mode="json"),
                 "linears": [asdict(error) for error in outcome.linears],
                 "recovery": recovery.record() if recovery else None,
+                "seconds": dict(outcome.seconds),
             },
         )
         worst = max(outcome.linears, key=lambda error: error.relative_error)
@@ -169,7 +195,7 @@ class GptqRun:
         total = len(self.decoder)
         finished = next((index for index in range(total) if not layers.has(index)), total)
         errors: list[list[LinearError]] = []
-        with Progress(total, unit="layer", label="gptq", start=finished) as progress:
+        with Progress(total, unit="layer", label=self.recipe.name, start=finished) as progress:
             for index in range(total):
                 if index < finished:
                     self.decoder.advance(index, layers.open(index).read, batches)
@@ -183,23 +209,19 @@ class GptqRun:
         names = self.decoder.layer_names(index)
         found = self._rounded(list(names.values()))
         weights = {short: found[name] for short, name in names.items()}
-        spec = SolveSpec(
-            _grid(self.settings),
-            self.settings.group_size,
-            self.settings.act_order,
-            self.settings.damping,
-        )
-        packed, errors = quantize_layer(self.decoder, index, weights, batches, spec)
+        if self.recipe.smoothing is not None:
+            weights = smooth_layer(self.decoder, index, weights, batches, self.recipe.smoothing)
+        packed, errors = quantize_layer(self.decoder, index, weights, batches, self.recipe.solving)
         kept = {
             name: weights[name].half()
             for name in names
             if f"{name.removesuffix('.weight')}.qweight" not in packed
         }
-        prefix = names[next(iter(names))].removesuffix(next(iter(names)))
+        stored, prefix = self.decoder.family.stored, f"model.layers.{index}."
         layers.save(
             index,
-            {f"{prefix}{name}": tensor for name, tensor in {**kept, **packed}.items()},
-            [LinearError(f"{prefix}{e.name}", e.relative_error, e.damping) for e in errors],
+            {f"{prefix}{stored(name)}": tensor for name, tensor in {**kept, **packed}.items()},
+            [LinearError(f"{prefix}{stored(e.name)}", e.relative_error, e.damping) for e in errors],
         )
 
     def _rounded(self, names: Sequence[str]) -> "Mapping[str, Tensor]":
@@ -224,6 +246,17 @@ class GptqRun:
         }
         write_json(folder / "config.json", {**config, **settings})
         copy_side_files(self.measuring.checkpoint.folder, folder)
+
+    def _check_golden(self, folder: Path) -> GoldenReport:
+        """The golden prompts by the files as they will be loaded; ParityError when they say otherwise."""
+        golden = self.measuring.check_golden(
+            open_restorable(folder).read,
+            folder,
+            tolerance=_TOLERANCES[self.settings.bits],
+            activations=self.recipe.activations,
+        )
+        self._refuse_breaks(golden)
+        return golden
 
     def _refuse_breaks(self, golden: GoldenReport) -> None:
         if golden.ok:
@@ -254,7 +287,8 @@ class GptqRun:
             "device": self.decoder.device,
             "model_sha256": sha256_path(self.measuring.checkpoint.folder),
             "rows_sha256": self.rows.digest,
-            "gptq": self.settings.model_dump(mode="json"),
+            "method": self.recipe.name,
+            "settings": {**self.recipe.told, "device": self.decoder.device},
         }
 
 
@@ -266,7 +300,7 @@ def quantization_config(settings: GptqConfig) -> dict[str, Any]:
     """
     return {
         "quant_method": "gptq",
-        "checkpoint_format": layout_of(_grid(settings)),
+        "checkpoint_format": layout_of(GridSpec(settings.bits, settings.sym)),
         "bits": settings.bits,
         "group_size": settings.group_size,
         "desc_act": False,
@@ -278,7 +312,3 @@ def quantization_config(settings: GptqConfig) -> dict[str, Any]:
         "pack_dtype": "int32",
         "meta": {"quantizer": [f"decant:{__version__}"], "act_order": settings.act_order},
     }
-
-
-def _grid(settings: GptqConfig) -> GridSpec:
-    return GridSpec(settings.bits, settings.sym)

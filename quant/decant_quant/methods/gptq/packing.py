@@ -52,8 +52,8 @@ def pack(codes_CO: "Tensor", scale_GO: "Tensor", zero_GO: "Tensor", *, bits: int
 
     groups, columns = scale_GO.shape[0], codes_CO.shape[0]
     return Packed(
-        qweight=_pack_rows(codes_CO, bits).contiguous(),
-        qzeros=_pack_rows((zero_GO - offset).t(), bits).t().contiguous(),
+        qweight=pack_rows(codes_CO, bits).contiguous(),
+        qzeros=pack_rows((zero_GO - offset).t(), bits).t().contiguous(),
         scales=scale_GO.half().contiguous(),
         g_idx=(torch.arange(columns, device=codes_CO.device) // (columns // groups)).to(torch.int32),
     )
@@ -61,21 +61,36 @@ def pack(codes_CO: "Tensor", scale_GO: "Tensor", zero_GO: "Tensor", *, bits: int
 
 def unpack(packed: Packed, *, bits: int, offset: int = 1) -> "tuple[Tensor, Tensor, Tensor]":
     """Codes [C, O] (int32), scales [groups, O] and zero points [groups, O] (float32)."""
-    zeros_GO = _unpack_rows(packed.qzeros.t(), bits).t() + offset
-    return _unpack_rows(packed.qweight, bits), packed.scales.float(), zeros_GO.float()
+    zeros_GO = unpack_rows(packed.qzeros.t(), bits).t() + offset
+    return unpack_rows(packed.qweight, bits), packed.scales.float(), zeros_GO.float()
 
 
 def dequantize(packed: Packed, *, bits: int, offset: int = 1) -> "Tensor":
     """The weight [O, C] in float32: exactly scale * (code - zero), a product that float32 holds whole."""
+    import torch
+
     codes_CO, scale_GO, zero_GO = unpack(packed, bits=bits, offset=offset)
     group_C = packed.g_idx.long()
-    return ((codes_CO.float() - zero_GO[group_C]) * scale_GO[group_C]).t().contiguous()
+    columns, groups = len(group_C), len(scale_GO)
+    neighbours_C = torch.arange(columns, device=group_C.device) // max(1, columns // groups)
+    if columns % groups or not torch.equal(group_C, neighbours_C):
+        return ((codes_CO.float() - zero_GO[group_C]) * scale_GO[group_C]).t().contiguous()
+    # Neighbouring columns share a group: no zero point or scale has to be copied for each of them.
+    weight_GgO = codes_CO.float().unflatten(0, (groups, -1)).sub_(zero_GO[:, None]).mul_(scale_GO[:, None])
+    return weight_GgO.flatten(0, 1).t().contiguous()
 
 
-def _pack_rows(values_CO: "Tensor", bits: int) -> "Tensor":
+def pack_rows(values_CO: "Tensor", bits: int) -> "Tensor":
     """32 values of `bits` bits fill `bits` words, low bits first; one may lie across two words."""
     import torch
 
+    if 32 % bits == 0:
+        whole = values_CO.unflatten(0, (-1, 32 // bits))
+        joined = whole[:, 0].to(torch.int32)
+        for index in range(1, 32 // bits):
+            # The highest field may reach the sign, which is how the word is stored.
+            joined |= whole[:, index].to(torch.int32) << index * bits
+        return joined
     fields = values_CO.reshape(-1, 32, values_CO.shape[1])
     words = torch.zeros(len(fields), bits + 1, values_CO.shape[1], dtype=torch.int64, device=fields.device)
     for index in range(32):
@@ -88,9 +103,13 @@ def _pack_rows(values_CO: "Tensor", bits: int) -> "Tensor":
     return signed.to(torch.int32).reshape(-1, values_CO.shape[1])
 
 
-def _unpack_rows(words_WO: "Tensor", bits: int) -> "Tensor":
+def unpack_rows(words_WO: "Tensor", bits: int) -> "Tensor":
+    """What `pack_rows` packed, as int32."""
     import torch
 
+    if 32 % bits == 0:
+        shifts = torch.arange(0, 32, bits, dtype=torch.int32, device=words_WO.device)[:, None]
+        return (words_WO.unsqueeze(1) >> shifts).bitwise_and_(2**bits - 1).flatten(0, 1)
     words = words_WO.to(torch.int64).bitwise_and_(_WORD).reshape(-1, bits, words_WO.shape[1])
     fields: list[Tensor] = []
     for index in range(32):

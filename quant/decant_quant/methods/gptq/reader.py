@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from decant.errors import QuantizeError
-from decant_quant.checkpoint import Checkpoint, StoredTensor, open_quantized
+from decant_quant.checkpoint import Checkpoint, open_quantized
 from decant_quant.methods.gptq.packing import BITS, OFFSETS, PARTS, Packed, dequantize, packed_from
-from decant_quant.methods.reading import read_plain
+from decant_quant.methods.reading import as_stored, read_plain
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -42,6 +42,11 @@ class GptqCheckpoint:
         rows, outputs = stored[f"{name.removesuffix(_SUFFIX)}.qweight"].shape
         return outputs, rows * 32 // self.bits
 
+    def file(self, name: str) -> Path:
+        """The shard that holds a tensor."""
+        stored = self.checkpoint.tensors
+        return (stored.get(name) or stored[f"{name.removesuffix(_SUFFIX)}.qweight"]).file
+
     def read(self, names: Sequence[str]) -> "Mapping[str, Tensor]":
         """Tensors as float32; quantized weights are restored exactly."""
         return {name: self.restored(name, {}) for name in names}
@@ -66,7 +71,7 @@ class GptqCheckpoint:
             raise QuantizeError(
                 f"{self.checkpoint.folder}: lacks {prefix}.{missing[0]}; copy the folder again"
             )
-        parts = {f"{prefix}.{part}": _as_stored(stored[f"{prefix}.{part}"]) for part in PARTS}
+        parts = {f"{prefix}.{part}": as_stored(stored[f"{prefix}.{part}"]) for part in PARTS}
         return packed_from(parts, prefix)
 
 
@@ -78,13 +83,7 @@ def open_gptq(folder: Path) -> GptqCheckpoint:
     bits = settings.get("bits")
     if method != "gptq" or layout not in OFFSETS or bits not in BITS:
         raise QuantizeError(
-            f"{folder}: is quantized with {method}, {bits} bits, layout {layout}; only gptq of 2, 3, 4 or 8"
-            f" bits in the layouts {' and '.join(OFFSETS)} can be restored"
+            f"{folder}: is quantized with {method}, {bits} bits, layout {layout}; gptq of 2, 3, 4 or 8"
+            f" bits in the layouts {' and '.join(OFFSETS)}, awq and compressed-tensors can be restored"
         )
     return GptqCheckpoint(checkpoint, bits, OFFSETS[layout])
-
-
-def _as_stored(tensor: StoredTensor) -> "Tensor":
-    import torch
-
-    return torch.from_numpy(tensor.read().copy())

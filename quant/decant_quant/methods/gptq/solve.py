@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 
 # Below this many columns updates are rank one, above it they are matrix products.
 _FEW_COLUMNS = 8
+# A triangle of this many columns is inverted by one call.
+_INVERTED_WHOLE = 256
 _MOST_DAMPING = 1.0
 
 
@@ -34,19 +36,23 @@ class Solved:
 
 @dataclass(frozen=True, slots=True)
 class SolveSpec:
-    """The grid, how many columns share one (-1: all), the columns' order, and the first damping to try."""
+    """The grid, how many columns share one (-1: all), the columns' order, and the first damping to try.
+
+    `nearest`: no error is passed on; each column is rounded for itself.
+    """
 
     grid: GridSpec
     group_size: int
     act_order: bool
     damping: float
+    nearest: bool = False
 
 
 def inverse_factor(hessian_CC: "Tensor", damping: float, *, where: str) -> "tuple[Tensor, float]":
     """The upper U with U'U = (H + damping * mean diagonal)^-1, and the damping that made H definite.
 
     A Cholesky of H with rows and columns reversed is an upper factor R of H = RR', and U is its inverse: one
-    factorisation and one triangular solve. QuantizeError when no damping up to 1 helps, or H is not finite.
+    factorisation and one triangular inverse. QuantizeError when no damping up to 1 helps, or H is not finite.
     """
     import torch
 
@@ -66,13 +72,32 @@ def inverse_factor(hessian_CC: "Tensor", damping: float, *, where: str) -> "tupl
         added = damping
         lower_CC, failed = torch.linalg.cholesky_ex(damped_CC.flip(0, 1))
         if not failed:
-            identity_CC = torch.eye(len(lower_CC), dtype=lower_CC.dtype, device=lower_CC.device)
-            upper_CC = torch.linalg.solve_triangular(lower_CC.flip(0, 1), identity_CC, upper=True)
+            # A Hessian's size each: only the last is needed from here on.
+            del damped_CC
+            upper_CC = lower_CC.flip(0, 1)
+            del lower_CC
+            _invert_upper(upper_CC)
             return upper_CC, damping
         damping *= 10
     raise QuantizeError(
         f"{where}: the Hessian of its inputs is singular even when damped; calibrate on more and longer rows"
     )
+
+
+def _invert_upper(upper_CC: "Tensor") -> None:
+    """Inverts an upper triangle in place by halves: of [[A, B], [0, D]] it is [[A', -A'BD'], [0, D']]."""
+    import torch
+
+    size = len(upper_CC)
+    if size <= _INVERTED_WHOLE:
+        identity_CC = torch.eye(size, dtype=upper_CC.dtype, device=upper_CC.device)
+        upper_CC.copy_(torch.linalg.solve_triangular(upper_CC, identity_CC, upper=True))
+        return
+    half = size // 2
+    first, corner, last = upper_CC[:half, :half], upper_CC[:half, half:], upper_CC[half:, half:]
+    _invert_upper(first)
+    _invert_upper(last)
+    corner.copy_((first @ (corner @ last)).neg_())
 
 
 def solve(weight_OC: "Tensor", hessian_CC: "Tensor", spec: SolveSpec, *, where: str) -> Solved:
@@ -83,21 +108,25 @@ def solve(weight_OC: "Tensor", hessian_CC: "Tensor", spec: SolveSpec, *, where: 
     """
     import torch
 
+    if spec.nearest:
+        return round_to_nearest(weight_OC, spec, hessian_CC.diagonal())
     columns = weight_OC.shape[1]
     size = columns if spec.group_size == -1 else spec.group_size
     order_C = torch.arange(columns, device=weight_OC.device)
     if spec.act_order:
         order_C = torch.argsort(hessian_CC.diagonal(), descending=True, stable=True)
-        hessian_CC = hessian_CC[order_C][:, order_C]
+        hessian_CC = hessian_CC.index_select(0, order_C).index_select(1, order_C)
     upper_CC, damping = inverse_factor(hessian_CC, spec.damping, where=where)
-    work_CO = weight_OC.t()[order_C].contiguous()
+    weight_CO = weight_OC.t().contiguous()
+    work_CO = weight_CO[order_C] if spec.act_order else weight_CO
     solver = _Solver(work_CO, upper_CC, spec.grid, size, (order_C // size).tolist())
     if spec.act_order:
         importance_C = torch.empty_like(solver.importance_C)
         importance_C[order_C] = solver.importance_C
         for group in range(columns // size):
             part = slice(group * size, (group + 1) * size)
-            solver.fit(group, weight_OC[:, part].t().contiguous(), importance_C[part])
+            solver.fit(group, weight_CO[part], importance_C[part])
+        del weight_CO
         solver.solve_range(0, columns)
     else:
         solver.solve_groups(0, columns // size)
@@ -172,15 +201,15 @@ class _Solver:
             )
 
 
-def round_to_nearest(weight_OC: "Tensor", spec: SolveSpec) -> Solved:
-    """The codes of the nearest grid points, on grids searched with equal importance: `solve`'s yardstick."""
+def round_to_nearest(weight_OC: "Tensor", spec: SolveSpec, importance_C: "Tensor | None" = None) -> Solved:
+    """The codes of the nearest grid points, on grids searched with each column's importance (None: equal)."""
     import torch
 
     columns = weight_OC.shape[1]
     size = columns if spec.group_size == -1 else spec.group_size
-    equal_g = weight_OC.new_ones(size)
-    parts_gO = weight_OC.t().contiguous().split(size)
-    grids = [search_grid(part_gO, equal_g, spec.grid) for part_gO in parts_gO]
-    codes = [g.centred(part_gO, spec.grid) + g.zero for g, part_gO in zip(grids, parts_gO, strict=True)]
+    weights_C = weight_OC.new_ones(columns) if importance_C is None else importance_C
+    parts = list(zip(weight_OC.t().contiguous().split(size), weights_C.split(size), strict=True))
+    grids = [search_grid(part_gO, importance_g, spec.grid) for part_gO, importance_g in parts]
+    codes = [g.centred(part_gO, spec.grid) + g.zero for g, (part_gO, _) in zip(grids, parts, strict=True)]
     grid = Grid(torch.stack([g.scale for g in grids]), torch.stack([g.zero for g in grids]))
     return Solved(torch.cat(codes).to(torch.uint8), grid, 0.0)
