@@ -61,10 +61,12 @@ def _options(config: QuantizeConfig) -> Options:
     output = config.output.absolute()
     return Options(
         gptq=config.gptq,
+        gguf=config.gguf,
         calibration=config.calibration,
         progress_folder=output.parent / f".{output.name}.layers",
         recovery=config.recovery if config.recover else None,
         python=config.python,
+        compare_tokens=True,
     )
 
 

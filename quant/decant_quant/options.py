@@ -28,6 +28,18 @@ class GptqConfig(Config):
     )
 
 
+class GgufConfig(Config):
+    """What the block formats of GGUF weigh their errors by."""
+
+    importance: Literal["auto", "off"] = Field(
+        default="auto",
+        description="weigh each column's error by what calibration rows send through it, where there are any",
+    )
+    imatrix: OptionalInputPath = Field(
+        default=None, description="importance matrix in llama.cpp's GGUF format, instead of calibration rows"
+    )
+
+
 class CalibrationConfig(Config):
     """The rows that a method calibrates on, and the held-out ones that its loss is measured on."""
 
@@ -59,11 +71,14 @@ class RecoverConfig(Config):
 @dataclass(frozen=True, slots=True)
 class Options:
     """What a method may need beside the model: its tables, a folder to resume from (None: no resume),
-    how to recover (None: not at all), and another interpreter (None: this one).
+    how to recover (None: not at all), another interpreter (None: this one), and whether token ids are
+    compared in the engine before weights are written.
     """
 
     gptq: GptqConfig = field(default_factory=GptqConfig)
+    gguf: GgufConfig = field(default_factory=GgufConfig)
     calibration: CalibrationConfig = field(default_factory=CalibrationConfig)
     progress_folder: Path | None = None
     recovery: RecoverConfig | None = None
     python: Path | None = None
+    compare_tokens: bool = False

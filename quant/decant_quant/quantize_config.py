@@ -9,7 +9,7 @@ from pydantic import ConfigDict, Field, field_validator, model_validator
 from decant.config import Config, InputPath, OptionalInputPath, OutputPath
 from decant.task import TaskConfig
 from decant_quant.method import check_name
-from decant_quant.options import CalibrationConfig, GptqConfig, RecoverConfig
+from decant_quant.options import CalibrationConfig, GgufConfig, GptqConfig, RecoverConfig
 
 Engine = Literal["vllm", "llamacpp", "transformers"]
 
@@ -49,8 +49,9 @@ class QuantizeConfig(Config):
     output: OutputPath = Field(description="artifact folder to write; an older one of ours is replaced")
     method: str = Field(
         default="gguf:Q8_0",
-        description="gguf:F32, BF16, F16, Q8_0, Q5_1, Q5_0, Q4_1 or Q4_0; gguf:Q6_K, Q5_K_M, Q4_K_M, Q3_K_M"
-        " or Q2_K (by llama-cpp-python); gptq; bnb:NF4 or INT8;"
+        description="gguf:F32, BF16, F16, Q8_0, Q5_1, Q5_0, Q4_1, Q4_0, Q6_K, Q5_K_M, Q5_K_S, Q4_K_M, Q4_K_S,"
+        " Q3_K_L, Q3_K_M, Q3_K_S, Q2_K, IQ4_NL, IQ4_XS, IQ3_M, IQ3_S, IQ3_XS, IQ3_XXS, IQ2_M, IQ2_S, IQ2_XS,"
+        " IQ2_XXS, IQ1_M or IQ1_S; gptq; bnb:NF4 or INT8;"
         " hf:F16 or BF16; dequantize:F32, F16 or BF16 (a gptq folder back to plain weights)",
     )
     for_: Engine | None = Field(
@@ -71,7 +72,8 @@ class QuantizeConfig(Config):
         default=EvaluationConfig(), description="with --for: rows that the task's accuracy is measured on"
     )
     python: Path | None = Field(
-        default=None, description="interpreter that has llama-cpp-python, for gguf:Q6_K and the like"
+        default=None,
+        description="interpreter whose xllamacpp or llama-cpp-python encodes gguf:Q6_K and the like",
     )
     recover: bool = Field(
         default=False,
@@ -80,6 +82,7 @@ class QuantizeConfig(Config):
     )
     recovery: RecoverConfig = Field(default=RecoverConfig(), description="how --recover trains")
     gptq: GptqConfig = Field(default=GptqConfig(), description="the grid of the gptq method")
+    gguf: GgufConfig = Field(default=GgufConfig(), description="what the gguf types weigh their errors by")
     calibration: CalibrationConfig = Field(
         default=CalibrationConfig(),
         description="the rows to calibrate on (gptq), and to measure on (all that quantize)",
