@@ -57,6 +57,24 @@ class CalibrationConfig(Config):
     skip_long: bool = Field(default=False, description="leave longer rows out instead of refusing them")
     seed: int = Field(default=0, description="same seed, same rows")
 
+    @property
+    def measures(self) -> bool:
+        """Whether there are rows, on which the model is run layer by layer."""
+        return self.dataset is not None or self.heldout is not None
+
+
+class SpeedConfig(Config):
+    """How `--speed` times an artifact in its engine."""
+
+    engine: Literal["auto", "llamacpp", "transformers", "vllm"] = Field(
+        default="auto", description="what runs it; auto: the engine of its kind, or that of --for"
+    )
+    requests: int = Field(default=8, ge=2, description="requests timed, one after the other")
+    prompt_tokens: int = Field(default=128, ge=1, description="random tokens of each prompt")
+    output_tokens: int = Field(default=32, ge=2, description="most tokens of each answer")
+    threads: int | None = Field(default=None, ge=1, description="engine threads; as for the trial if not set")
+    timeout_s: float = Field(default=120.0, gt=0, description="longest wait for one answer")
+
 
 class RecoverConfig(Config):
     """How `--recover` trains the scales of a quantized model."""

@@ -9,7 +9,7 @@ from pydantic import ConfigDict, Field, field_validator, model_validator
 from decant.config import Config, InputPath, OptionalInputPath, OutputPath
 from decant.task import TaskConfig
 from decant_quant.method import check_name
-from decant_quant.options import CalibrationConfig, GgufConfig, GptqConfig, RecoverConfig
+from decant_quant.options import CalibrationConfig, GgufConfig, GptqConfig, RecoverConfig, SpeedConfig
 
 Engine = Literal["vllm", "llamacpp", "transformers"]
 
@@ -74,6 +74,13 @@ class QuantizeConfig(Config):
     python: Path | None = Field(
         default=None,
         description="interpreter whose xllamacpp or llama-cpp-python encodes gguf:Q6_K and the like",
+    )
+    speed: bool = Field(
+        default=False, description="then time it in its engine: load, prompt and answer tokens a second"
+    )
+    timing: SpeedConfig = Field(default=SpeedConfig(), description="how --speed times it")
+    engine_python: Path | None = Field(
+        default=None, description="interpreter that has vLLM, to try, evaluate and time what it will serve"
     )
     recover: bool = Field(
         default=False,
