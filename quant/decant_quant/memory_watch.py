@@ -1,5 +1,5 @@
-"""Memory: what quantizing takes at the least, asked before it begins, and what a process's children take together,
-watched from outside while they work (Linux).
+"""Memory: what quantizing takes at the least, asked before it begins, and what a process's children take
+together, watched from outside while they work (Linux).
 """
 
 import contextlib
@@ -21,8 +21,8 @@ _PSS = re.compile(rb"^Pss:\s+(\d+) kB", re.MULTILINE)
 def refuse_small_memory(model: Path, *, measures: bool, meminfo: Path = _PROC / "meminfo") -> None:
     """QuantizeError when not even the largest tensor fits in the memory that is free.
 
-    It is a lower bound, so nothing is refused that could have worked: the largest tensor as it is read and in 32
-    bits; where rows are run, a whole layer and the embedding in 32 bits.
+    It is a lower bound, so nothing is refused that could have worked: the largest tensor as it is read and in
+    32 bits; where rows are run, a whole layer and the embedding in 32 bits.
     """
     free = _available_bytes(meminfo)
     if free is None:

@@ -53,7 +53,7 @@ def compare_tokens(folder: Path, vocabulary: "Vocabulary") -> tuple[str, ...]:
     try:
         from tokenizers import Tokenizer
     except ImportError:
-        raise MissingExtraError("tokenizers", "transformers") from None
+        raise MissingExtraError("tokenizers", "gguf") from None
     own: Any = Tokenizer.from_file(str(folder / TOKENIZER_FILE))
     own.no_truncation()
     own.no_padding()
