@@ -145,6 +145,13 @@ def test_values_heads_and_last_projections_get_the_bits_that_llama_cpp_gives_the
     assert set(layers("Q4_K_M", "attn_k", experts=8)) == {"Q8_0"}
 
 
+def test_a_tied_embedding_gets_the_bits_of_the_head_that_it_is(tmp_path: Path, tiny: Any) -> None:
+    sizes = {"hidden_size": 256, "intermediate_size": 256, "tie_word_embeddings": True}
+    tiny.save(tmp_path / "model", "Llama", tiny.tokenizer(), **sizes)
+    stored = gguf.GGUFReader(convert(tmp_path / "model", "Q4_K_S")["folder"] / "model.gguf").tensors
+    assert {t.name: t.tensor_type.name for t in stored}["token_embd.weight"] == "Q6_K"
+
+
 def test_columns_that_no_row_used_and_odd_weights_do_not_break_the_encoders() -> None:
     ggml = open_ggml(None)
     rng = np.random.default_rng(0)

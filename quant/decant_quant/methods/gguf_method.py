@@ -28,7 +28,7 @@ from decant_quant.methods.gguf_mixes import MIXES
 from decant_quant.methods.gguf_restored import open_restored
 from decant_quant.methods.gguf_rope import Rope, read_rope
 from decant_quant.methods.gguf_tokenizer import Vocabulary, copy_tokenizer, read_vocabulary
-from decant_quant.methods.gguf_types import Encoding, choose, encode, needs_ggml
+from decant_quant.methods.gguf_types import Encoding, choose_all, encode, needs_ggml
 from decant_quant.methods.importance import ImportanceMatrix, collect, read_matrix, write_matrix
 from decant_quant.methods.measuring import Measuring, Report, measuring_if_asked
 from decant_quant.methods.token_check import compare_tokens
@@ -64,7 +64,7 @@ class GgufMethod:
         importance = self._importance(tensors, measuring)
         mix = MIXES[self.variant]
         has = importance.known
-        encodings = tuple(choose(tensor, mix, sizes, has_importance=has) for tensor in tensors)
+        encodings = choose_all(tensors, mix, sizes, has_importance=has)
         ggml = open_ggml(self.options.python) if needs_ggml(encodings, has_importance=has) else None
         return GgufConversion(
             variant=self.variant,

@@ -36,13 +36,21 @@ class Encoding:
         return int(np.prod(shape)) // block * block_bytes
 
 
-def choose(tensor: PlannedTensor, mix: Mix, sizes: Dimensions, *, has_importance: bool) -> Encoding:
+def choose_all(
+    tensors: Sequence[PlannedTensor], mix: Mix, sizes: Dimensions, *, has_importance: bool
+) -> list[Encoding]:
+    """The format of every tensor of a model."""
+    tied = not any(tensor.is_head for tensor in tensors)
+    return [_choose(tensor, mix, sizes, has_importance, tied) for tensor in tensors]
+
+
+def _choose(tensor: PlannedTensor, mix: Mix, sizes: Dimensions, has_importance: bool, tied: bool) -> Encoding:
     """The format of a tensor: 32 bits for vectors and routers, a smaller block where a row is no whole
     number of blocks, F16 where none fits.
     """
     if not tensor.is_matrix:
         return Encoding("F32", "F32")
-    if tensor.is_head:
+    if tensor.is_head or (tensor.is_embedding and tied):
         wanted = mix.head
     elif tensor.is_embedding:
         wanted = mix.embedding
