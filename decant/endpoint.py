@@ -37,6 +37,7 @@ class EndpointConfig(Config):
         default=None, description="model folder or GGUF that decant serves for this stage"
     )
     engine: str = Field(default="auto", description="engine for `serve`")
+    engine_python: Path | None = Field(default=None, description="interpreter that has the engine (vllm)")
     threads: int | None = Field(default=None, ge=1, description="engine threads for `serve`")
     parallel: int | None = Field(
         default=None, ge=1, description="requests that the served engine decodes at once"
@@ -114,7 +115,12 @@ def _prepare(log_dir: Path) -> tuple[Path, Path]:
 def _serve_command(config: EndpointConfig, ready_file: Path) -> list[str]:
     command = [sys.executable, "-m", "decant", "serve", str(config.serve), "--port", "0"]
     command += ["--ready-file", str(ready_file), "--engine", config.engine]
-    options = {"threads": config.threads, "parallel": config.parallel, "context": config.context}
+    options = {
+        "threads": config.threads,
+        "parallel": config.parallel,
+        "context": config.context,
+        "engine-python": config.engine_python,
+    }
     for name, value in options.items():
         command += [f"--{name}", str(value)] if value is not None else []
     return command

@@ -76,6 +76,8 @@ class Checkpoint:
 
 def open_checkpoint(folder: Path) -> Checkpoint:
     """Reads config.json and the shards' headers; QuantizeError when it is no whole, unquantized model."""
+    if folder.is_file():
+        raise QuantizeError(f"{folder}: is a file; give the Hugging Face model folder that it was made from")
     if not folder.is_dir():
         raise QuantizeError(f"{folder}: no such folder; give a Hugging Face model folder")
     if (folder / "adapter_config.json").is_file():
@@ -98,6 +100,12 @@ def open_quantized(folder: Path) -> Checkpoint:
     return Checkpoint(
         folder=folder, config=config, tensors=_tensors(folder, known={**_STORED_AS, **_CODES_AS})
     )
+
+
+def open_any(folder: Path) -> Checkpoint:
+    """A model folder, quantized or not."""
+    quantized = bool(read_json(folder / "config.json").get("quantization_config"))
+    return open_quantized(folder) if quantized else open_checkpoint(folder)
 
 
 def read_json(path: Path) -> dict[str, Any]:

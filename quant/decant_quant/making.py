@@ -4,7 +4,7 @@ import shutil
 import subprocess
 import sys
 import time
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from pydantic import ValidationError
@@ -16,9 +16,12 @@ from decant.golden import GoldenReport
 from decant.processes import end_with_parent
 from decant_quant.checkpoint import read_json
 from decant_quant.engine_formats import refusal
+from decant_quant.memory_watch import refuse_small_memory
 from decant_quant.method import METHODS, Prepared, Written, build_method
 from decant_quant.options import Options
+from decant_quant.quality_page import record_speed
 from decant_quant.quantize_config import QuantizeConfig
+from decant_quant.speed import Speed, measure_speed
 
 STAGE = "quantized"
 _CHECK_LIMIT_S = 1800.0
@@ -45,6 +48,7 @@ def make_artifact(config: QuantizeConfig, prepared: Prepared | None = None) -> M
     parent = verify_files(config.model) if has_manifest(config.model) else None
     prepared = prepared or prepare(config)
     _refuse_full_disk(config.output, prepared)
+    refuse_small_memory(config.model, measures=config.calibration.measures)
     try:
         written, manifest, report = _make(config, prepared, parent)
     except OSError as error:
@@ -73,10 +77,12 @@ def _options(config: QuantizeConfig) -> Options:
         awq=config.awq,
         w8a8=config.w8a8,
         layout=config.layout,
+        gguf=config.gguf,
         calibration=config.calibration,
         progress_folder=output.parent / f".{output.name}.layers",
         recovery=config.recovery if config.recover else None,
         python=config.python,
+        compare_tokens=True,
     )
 
 
@@ -85,23 +91,40 @@ def _make(
 ) -> tuple[Written, Manifest, GoldenReport | None]:
     with folder_aside(config.output) as aside:
         written = prepared.write(aside)
-        manifest = write_manifest(
-            aside,
-            name=config.output.absolute().name,
-            kind=written.kind,
-            method=config.method,
-            parent=config.model.absolute(),
-            golden=parent.golden if parent else None,
-            details={
-                "recipe": config.model_dump(mode="json"),
-                "measurements": {**written.measurements, "notes": list(written.notes)},
-            },
-        )
+        manifest = _sign(config, aside, written, parent)
         threads = 1 if manifest.size_bytes < _SMALL_BYTES else None
         report = written.golden
         if report is None or config.engine_python is not None:
             report = check_served(aside, threads=threads, vllm_python=config.engine_python)
+        if config.speed:
+            speed = _timed(config, aside, threads=threads)
+            record_speed(aside, asdict(speed), method=config.method)
+            found = {**written.measurements, "speed": asdict(speed)}
+            written = replace(written, notes=(*written.notes, speed.sentence()), measurements=found)
+            manifest = _sign(config, aside, written, parent)
     return written, manifest, report
+
+
+def _timed(config: QuantizeConfig, folder: Path, *, threads: int | None) -> Speed:
+    engine = config.timing.engine if config.for_ is None else config.for_
+    timing = config.timing.with_changes(engine=engine)
+    python = config.engine_python if engine == "vllm" else None
+    return measure_speed(folder, timing, threads=threads, engine_python=python)
+
+
+def _sign(config: QuantizeConfig, folder: Path, written: Written, parent: Manifest | None) -> Manifest:
+    return write_manifest(
+        folder,
+        name=config.output.absolute().name,
+        kind=written.kind,
+        method=config.method,
+        parent=config.model.absolute(),
+        golden=parent.golden if parent else None,
+        details={
+            "recipe": config.model_dump(mode="json"),
+            "measurements": {**written.measurements, "notes": list(written.notes)},
+        },
+    )
 
 
 def check_served(

@@ -1,15 +1,52 @@
-"""The memory that a process's children take together, watched from outside while they work (Linux)."""
+"""Memory: what quantizing takes at the least, asked before it begins, and what a process's children take
+together, watched from outside while they work (Linux).
+"""
 
 import contextlib
+import math
 import re
 import threading
 from pathlib import Path
 from types import TracebackType
 from typing import Self
 
+from decant.errors import QuantizeError
+from decant_quant.checkpoint import open_any
+
 _POLL_S = 0.2
 _PROC = Path("/proc")
 _PSS = re.compile(rb"^Pss:\s+(\d+) kB", re.MULTILINE)
+
+
+def refuse_small_memory(model: Path, *, measures: bool, meminfo: Path = _PROC / "meminfo") -> None:
+    """QuantizeError when not even the largest tensor fits in the memory that is free.
+
+    It is a lower bound, so nothing is refused that could have worked: the largest tensor as it is read and in
+    32 bits; where rows are run, a whole layer and the embedding in 32 bits.
+    """
+    free = _available_bytes(meminfo)
+    if free is None:
+        return
+    stored = open_any(model).tensors
+    values = {name: math.prod(tensor.shape) for name, tensor in stored.items()}
+    needed = 6 * max(values.values(), default=0)
+    if measures:
+        first = sum(count for name, count in values.items() if ".layers.0." in name)
+        needed = max(needed, 4 * first + 4 * values.get("model.embed_tokens.weight", 0))
+    if needed > free:
+        raise QuantizeError(
+            f"{model}: takes at least {needed / 1e6:.1f} MB of memory and {free / 1e6:.1f} MB are free;"
+            f" close other programs or take a machine with more"
+        )
+
+
+def _available_bytes(meminfo: Path) -> int | None:
+    """What the kernel says could be taken without swapping; None where it does not say."""
+    try:
+        found = re.search(rb"^MemAvailable:\s+(\d+) kB", meminfo.read_bytes(), re.MULTILINE)
+    except OSError:
+        return None
+    return int(found[1]) * 1024 if found else None
 
 
 class MemoryWatch:

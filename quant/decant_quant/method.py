@@ -52,7 +52,6 @@ class Method(Protocol):
 
 
 _GGUF = "decant_quant.methods.gguf_method:build"
-_KQUANT = "decant_quant.methods.kquant_method:build"
 _GPTQ = "decant_quant.methods.gptq.method:build"
 _AWQ = "decant_quant.methods.gptq.method:build_awq"
 _W8A8 = "decant_quant.methods.gptq.method:build_w8a8"
@@ -62,21 +61,16 @@ _BNB = "decant_quant.methods.bnb_method:build"
 _HF = "decant_quant.methods.hf_method:build"
 _DEQUANTIZE = "decant_quant.methods.dequantize:build"
 
+GGUF_VARIANTS = (
+    *("F32", "BF16", "F16", "Q8_0", "Q5_1", "Q5_0", "Q4_1", "Q4_0"),
+    *("Q6_K", "Q5_K_M", "Q5_K_S", "Q4_K_M", "Q4_K_S", "Q3_K_L", "Q3_K_M", "Q3_K_S", "Q2_K"),
+    *("IQ4_NL", "IQ4_XS", "IQ3_M", "IQ3_S", "IQ3_XS", "IQ3_XXS"),
+    *("IQ2_M", "IQ2_S", "IQ2_XS", "IQ2_XXS", "IQ1_M", "IQ1_S"),
+)
+
 # name -> "module:factory"; the factory takes the name's part after the colon, and the options.
 METHODS: Mapping[str, str] = {
-    "gguf:F32": _GGUF,
-    "gguf:BF16": _GGUF,
-    "gguf:F16": _GGUF,
-    "gguf:Q8_0": _GGUF,
-    "gguf:Q5_1": _GGUF,
-    "gguf:Q5_0": _GGUF,
-    "gguf:Q4_1": _GGUF,
-    "gguf:Q4_0": _GGUF,
-    "gguf:Q6_K": _KQUANT,
-    "gguf:Q5_K_M": _KQUANT,
-    "gguf:Q4_K_M": _KQUANT,
-    "gguf:Q3_K_M": _KQUANT,
-    "gguf:Q2_K": _KQUANT,
+    **{f"gguf:{variant}": _GGUF for variant in GGUF_VARIANTS},
     "gptq": _GPTQ,
     "awq": _AWQ,
     "w8a8": _W8A8,

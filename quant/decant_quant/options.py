@@ -46,6 +46,18 @@ class W8a8Config(Config):
     )
 
 
+class GgufConfig(Config):
+    """What the block formats of GGUF weigh their errors by."""
+
+    importance: Literal["auto", "off"] = Field(
+        default="auto",
+        description="weigh each column's error by what calibration rows send through it, where there are any",
+    )
+    imatrix: OptionalInputPath = Field(
+        default=None, description="importance matrix in llama.cpp's GGUF format, instead of calibration rows"
+    )
+
+
 class CalibrationConfig(Config):
     """The rows that a method calibrates on, and the held-out ones that its loss is measured on."""
 
@@ -63,6 +75,24 @@ class CalibrationConfig(Config):
     skip_long: bool = Field(default=False, description="leave longer rows out instead of refusing them")
     seed: int = Field(default=0, description="same seed, same rows")
 
+    @property
+    def measures(self) -> bool:
+        """Whether there are rows, on which the model is run layer by layer."""
+        return self.dataset is not None or self.heldout is not None
+
+
+class SpeedConfig(Config):
+    """How `--speed` times an artifact in its engine."""
+
+    engine: Literal["auto", "llamacpp", "transformers", "vllm"] = Field(
+        default="auto", description="what runs it; auto: the engine of its kind, or that of --for"
+    )
+    requests: int = Field(default=8, ge=2, description="requests timed, one after the other")
+    prompt_tokens: int = Field(default=128, ge=1, description="random tokens of each prompt")
+    output_tokens: int = Field(default=32, ge=2, description="most tokens of each answer")
+    threads: int | None = Field(default=None, ge=1, description="engine threads; as for the trial if not set")
+    timeout_s: float = Field(default=120.0, gt=0, description="longest wait for one answer")
+
 
 class RecoverConfig(Config):
     """How `--recover` trains the scales of a quantized model."""
@@ -77,10 +107,12 @@ class RecoverConfig(Config):
 @dataclass(frozen=True, slots=True)
 class Options:
     """What a method may need beside the model: its tables, the layout of its files (None: its own), a folder
-    to resume from (None: no resume), how to recover (None: not at all), another interpreter (None: this one).
+    to resume from (None: no resume), how to recover (None: not at all), another interpreter (None: this one),
+    and whether token ids are compared in the engine before weights are written.
     """
 
     gptq: GptqConfig = field(default_factory=GptqConfig)
+    gguf: GgufConfig = field(default_factory=GgufConfig)
     calibration: CalibrationConfig = field(default_factory=CalibrationConfig)
     progress_folder: Path | None = None
     recovery: RecoverConfig | None = None
@@ -88,3 +120,4 @@ class Options:
     awq: AwqConfig = field(default_factory=AwqConfig)
     w8a8: W8a8Config = field(default_factory=W8a8Config)
     layout: Layout | None = None
+    compare_tokens: bool = False

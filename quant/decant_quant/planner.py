@@ -244,7 +244,8 @@ class _Plan:
         verdict = judge_task(self._unquantized(), after, self._config.max_loss)
         found = {
             **verdict.numbers,
-            "served_with": engine or "transformers, with the same weights: vLLM is not installed here",
+            "served_with": engine
+            or "transformers, with the same weights: vLLM is not here (--engine-python)",
             "peak_memory_bytes": after.peak_bytes if memory_counts and engine is not None else None,
             "latency": after.latency,
         }
@@ -270,20 +271,23 @@ class _Plan:
         context = context_of(self._checkpoint, self._config.load)
         weights = sum(file.stat().st_size for file in model.iterdir() if file.is_file())
         threads = 1 if weights < _SMALL_BYTES else None
-        serving = Serving(engine, context, self._config.load.concurrency, threads)
+        python = self._config.engine_python if engine == "vllm" else None
+        serving = Serving(engine, context, self._config.load.concurrency, threads, python)
         output = self.folder / stage.replace(":", "-").replace(", ", "-").replace(" ", "-")
         return evaluate(model, output, self._config.evaluation, serving)
 
     def _engine(self) -> str | None:
-        """The engine as `decant serve` calls it; None for vLLM where it is not installed."""
-        if self._config.for_ == "vllm" and importlib.util.find_spec("vllm") is None:
+        """The engine as `decant serve` calls it; None for vLLM where no interpreter with it is known."""
+        here = importlib.util.find_spec("vllm") is not None
+        if self._config.for_ == "vllm" and not here and self._config.engine_python is None:
             return None
         return self._config.for_
 
     def _keep_report(self, aside: Path) -> None:
         file = aside / QUALITY_JSON
-        if file.is_file():
-            self._reports.append(json.loads(file.read_text(encoding="utf-8")))
+        report = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+        if "heldout" in report:
+            self._reports.append(report)
 
 
 def _put_in_place(aside: Path, output: Path) -> None:

@@ -3,10 +3,14 @@
 It is drawn from the content of `quality.json`, one or several of them.
 """
 
+import json
 import math
 from collections.abc import Mapping, Sequence
 from html import escape
+from pathlib import Path
 from typing import Any
+
+from decant.files import write_json, write_text
 
 QUALITY_JSON, QUALITY_PAGE = "quality.json", "quality.html"
 
@@ -54,8 +58,11 @@ def quality_page(reports: Sequence[Mapping[str, Any]]) -> str:
 
 
 def _table(reports: Sequence[Mapping[str, Any]]) -> str:
-    heads = ("method", "MB", "perplexity", "KL mean", "p99", "max", "same top token", "flips")
+    heads = ["method", "MB", "perplexity", "KL mean", "p99", "max", "same top token", "flips"]
     rows = [[*_unquantized_cells(reports[0])], *(_cells(report) for report in reports)]
+    if any("speed" in report for report in reports):
+        heads += ["engine", "load, s", "prefill, tokens/s", "decode, tokens/s"]
+        rows = [row + more for row, more in zip(rows, [_DASHES, *map(_speed_cells, reports)], strict=True)]
     lines = "".join(f"<tr>{''.join(f'<td>{escape(cell)}</td>' for cell in row)}</tr>" for row in rows)
     return f'<div class="wide"><table><tr>{"".join(f"<th>{h}</th>" for h in heads)}</tr>{lines}</table></div>'
 
@@ -77,6 +84,28 @@ def _cells(report: Mapping[str, Any]) -> list[str]:
         f"{held['top1_agreement']:.2%}",
         f"{held['flips']:.2%}",
     ]
+
+
+_DASHES = ["–"] * 4
+
+
+def _speed_cells(report: Mapping[str, Any]) -> list[str]:
+    speed = report.get("speed")
+    if speed is None:
+        return _DASHES
+    rates = (speed["prefill_tokens_per_s"], speed["decode_tokens_per_s"])
+    spreads = [f"{r['median']:.4g} ({r['low']:.4g} to {r['high']:.4g}, n {r['n']})" for r in rates]
+    return [str(speed["engine"]), f"{speed['load_s']:.1f}", *spreads]
+
+
+def record_speed(folder: Path, speed: Mapping[str, Any], *, method: str) -> None:
+    """Adds what was timed to an artifact's `quality.json`, and to the page where rows were measured."""
+    file = folder / QUALITY_JSON
+    known: dict[str, Any] = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+    report = {"method": method, **known, "speed": speed}
+    write_json(file, report)
+    if "heldout" in report:
+        write_text(folder / QUALITY_PAGE, quality_page([report]))
 
 
 def _size_plot(reports: Sequence[Mapping[str, Any]]) -> str:

@@ -12,9 +12,11 @@ from decant_quant.method import check_name
 from decant_quant.options import (
     AwqConfig,
     CalibrationConfig,
+    GgufConfig,
     GptqConfig,
     Layout,
     RecoverConfig,
+    SpeedConfig,
     W8a8Config,
 )
 
@@ -58,8 +60,9 @@ class QuantizeConfig(Config):
     output: OutputPath = Field(description="artifact folder to write; an older one of ours is replaced")
     method: str = Field(
         default="gguf:Q8_0",
-        description="gguf:F32, BF16, F16, Q8_0, Q5_1, Q5_0, Q4_1 or Q4_0; gguf:Q6_K, Q5_K_M, Q4_K_M, Q3_K_M"
-        " or Q2_K (by llama-cpp-python); gptq; awq; w8a8; fp8; bnb:NF4 or INT8;"
+        description="gguf:F32, BF16, F16, Q8_0, Q5_1, Q5_0, Q4_1, Q4_0, Q6_K, Q5_K_M, Q5_K_S, Q4_K_M, Q4_K_S,"
+        " Q3_K_L, Q3_K_M, Q3_K_S, Q2_K, IQ4_NL, IQ4_XS, IQ3_M, IQ3_S, IQ3_XS, IQ3_XXS, IQ2_M, IQ2_S, IQ2_XS,"
+        " IQ2_XXS, IQ1_M or IQ1_S; gptq; awq; w8a8; fp8; bnb:NF4 or INT8;"
         " gptqmodel, autoround, llmcompressor:W4A16, W8A8 or FP8 (each in the interpreter of --python);"
         " hf:F16 or BF16; dequantize:F32, F16 or BF16 (a quantized folder back to plain weights)",
     )
@@ -88,13 +91,17 @@ class QuantizeConfig(Config):
     )
     python: Path | None = Field(
         default=None,
-        description="interpreter that has the library of the method: llama-cpp-python for gguf:Q6_K and the"
-        " like, gptqmodel, auto-round or llmcompressor",
+        description="interpreter that has the library of the method: xllamacpp or llama-cpp-python for"
+        " gguf:Q6_K and the like, gptqmodel, auto-round or llmcompressor",
     )
+    speed: bool = Field(
+        default=False, description="then time it in its engine: load, prompt and answer tokens a second"
+    )
+    timing: SpeedConfig = Field(default=SpeedConfig(), description="how --speed times it")
     engine_python: Path | None = Field(
         default=None,
         description="interpreter with vLLM: the artifact is loaded there and answers its golden prompts"
-        " before it counts",
+        " before it counts; what is for vLLM is evaluated and timed there",
     )
     recover: bool = Field(
         default=False,
@@ -107,6 +114,7 @@ class QuantizeConfig(Config):
     )
     awq: AwqConfig = Field(default=AwqConfig(), description="the grid of awq")
     w8a8: W8a8Config = Field(default=W8a8Config(), description="how w8a8 smooths")
+    gguf: GgufConfig = Field(default=GgufConfig(), description="what the gguf types weigh their errors by")
     calibration: CalibrationConfig = Field(
         default=CalibrationConfig(),
         description="the rows to calibrate on, and to measure on (all that quantize)",

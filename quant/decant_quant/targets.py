@@ -53,10 +53,11 @@ _GPTQ_PACKAGES = PACKAGES["gptq"]
 TARGETS: Mapping[Engine, Target] = {
     "llamacpp": Target(
         (
+            Candidate("gguf:IQ4_XS", "gguf:IQ4_XS", 4.3),
             Candidate("gguf:Q4_0", "gguf:Q4_0", 4.5),
-            Candidate("gguf:Q4_1", "gguf:Q4_1", 5.0),
-            Candidate("gguf:Q5_0", "gguf:Q5_0", 5.5),
-            Candidate("gguf:Q5_1", "gguf:Q5_1", 6.0),
+            Candidate("gguf:Q4_K_M", "gguf:Q4_K_M", 4.8),
+            Candidate("gguf:Q5_K_M", "gguf:Q5_K_M", 5.7),
+            Candidate("gguf:Q6_K", "gguf:Q6_K", 6.6),
             Candidate("gguf:Q8_0", "gguf:Q8_0", 8.5),
             Candidate("gguf:F16", "gguf:F16", 16.0),
         ),

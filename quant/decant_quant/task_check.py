@@ -31,6 +31,7 @@ class Serving:
     context: int
     concurrency: int
     threads: int | None
+    engine_python: Path | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +58,7 @@ def evaluate(model: Path, output: Path, config: EvaluationConfig, serving: Servi
         "parallel": serving.concurrency,
         "context": serving.context,
         "threads": serving.threads,
+        "engine_python": None if serving.engine_python is None else str(serving.engine_python),
     }
     settings = {
         "data": str(config.data.absolute()),

@@ -154,7 +154,7 @@ def test_an_unknown_pre_tokenizer_is_refused_with_what_to_do(tmp_path: Path, tin
     ("changes", "said"),
     [
         ({"model.type": "WordLevel"}, "a WordLevel tokenizer cannot be written"),
-        ({"model.byte_fallback": True}, "SentencePiece-style BPE"),
+        ({"model.byte_fallback": True}, "256 of the 256 byte tokens are missing"),
         ({"model.vocab": {"a": 0}}, "of the 256 bytes have no token"),
         ({"model.merges": []}, "has no merges"),
         ({"model.merges": ["! !"]}, "makes no token of the vocabulary"),

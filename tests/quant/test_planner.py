@@ -14,7 +14,7 @@ from decant.artifact import verify_files
 from decant.config import load_config
 from decant.errors import ConfigError, QuantizeError
 from decant_quant.loss_check import judge_heldout, judge_task
-from decant_quant.memory_watch import MemoryWatch
+from decant_quant.memory_watch import MemoryWatch, refuse_small_memory
 from decant_quant.quantize import run
 from decant_quant.quantize_config import QuantizeConfig, parse_bytes, parse_loss
 from decant_quant.task_check import Answered
@@ -170,6 +170,19 @@ def test_points_without_evaluation_rows_are_of_agreement_and_it_says_so() -> Non
     verdict = judge_heldout(quality, "1pt")
     assert not verdict.accepted
     assert "points are of agreement" in verdict.reason
+
+
+def test_a_model_that_no_free_memory_holds_is_refused_before_any_work(
+    tmp_path: Path, model_folder: Path
+) -> None:
+    meminfo = tmp_path / "meminfo"
+    meminfo.write_text("MemFree: 1 kB\nMemAvailable:       100 kB\n")
+    with pytest.raises(QuantizeError, match=r"at least 0\.2 MB of memory and 0\.1 MB are free"):
+        refuse_small_memory(model_folder, measures=False, meminfo=meminfo)
+    meminfo.write_text("MemAvailable:       250 kB\n")
+    refuse_small_memory(model_folder, measures=False, meminfo=meminfo)
+    with pytest.raises(QuantizeError, match="take a machine with more"):
+        refuse_small_memory(model_folder, measures=True, meminfo=meminfo)
 
 
 def test_the_memory_of_a_grandchild_is_seen() -> None:

@@ -1,9 +1,6 @@
 """The loss of every method's files on held-out rows, whatever the format."""
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -85,37 +82,6 @@ def test_nf4_is_loaded_as_saved_by_the_engine_that_serves_it(tmp_path: Path, row
     output = tmp_path / "nf4"
     run(QuantizeConfig(model=tmp_path / "model", output=output, method="bnb:NF4", calibration=calibration))
     assert 0 < json.loads((output / "quality.json").read_text())["heldout"]["kl_mean"] < 1.0
-
-
-def llama_cpp_python() -> str:
-    """An interpreter with llama-cpp-python, by the environment variable or this one."""
-    python = os.environ.get("DECANT_LLAMA_CPP_PYTHON", sys.executable)
-    if subprocess.run([python, "-c", "import llama_cpp"], capture_output=True, check=False).returncode:
-        pytest.skip("no llama-cpp-python: name an interpreter that has it in DECANT_LLAMA_CPP_PYTHON")
-    return python
-
-
-def test_k_quants_by_llama_cpp_are_measured_too(tmp_path: Path, rows: Path, tiny: Any) -> None:
-    python = llama_cpp_python()
-    tiny.save(tmp_path / "model", "Llama", tiny.tokenizer(), hidden_size=256, intermediate_size=512)
-    lost: list[float] = []
-    for variant in ("Q6_K", "Q4_K_M", "Q2_K"):
-        output = tmp_path / variant
-        settings = {"calibration": {"heldout": rows, "heldout_rows": 8}, "python": python}
-        config = QuantizeConfig.model_validate(
-            {"model": tmp_path / "model", "output": output, "method": f"gguf:{variant}", **settings}
-        )
-        run(config)
-        lost.append(json.loads((output / "quality.json").read_text())["heldout"]["kl_mean"])
-        assert [file.name for file in output.glob("*.gguf")] == ["model.gguf"]
-    assert lost == sorted(lost)
-
-
-def test_k_quants_without_llama_cpp_say_what_to_install(tmp_path: Path, tiny: Any) -> None:
-    tiny.save(tmp_path / "model", "Llama", tiny.tokenizer())
-    settings = {"model": tmp_path / "model", "output": tmp_path / "out", "method": "gguf:Q4_K_M"}
-    with pytest.raises(DecantError, match=r"pip install llama-cpp-python there, or .* --python"):
-        run(QuantizeConfig.model_validate({**settings, "python": "/bin/false"}))
 
 
 def test_the_page_stands_alone_and_names_every_method(tmp_path: Path, rows: Path, tiny: Any) -> None:

@@ -5,12 +5,12 @@ beyond that has no place in a GGUF file, so it is an error here instead of other
 """
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from decant.errors import MissingExtraError, QuantizeError
 from decant_quant.methods.gguf_pretokenizers import KNOWN, PreTokenizer, recognise
+from decant_quant.methods.gguf_words import Words, token_table
 
 _ELSEWHERE = "serve the unquantized checkpoint with `--engine transformers`"
 _RETRAIN = f"train it as byte-level BPE that splits like {', '.join(k.name for k in KNOWN)}, or {_ELSEWHERE}"
@@ -20,25 +20,13 @@ _PRINTABLE = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
 _ALPHABET = [*map(chr, _PRINTABLE), *(chr(0x100 + n) for n in range(256 - len(_PRINTABLE)))]
 
 
-@dataclass(frozen=True, slots=True)
-class Bpe:
-    """A tokenizer's tokens and GGUF token types, one per embedding row, its merges and how it splits."""
-
-    pre: str
-    tokens: tuple[str, ...]
-    types: tuple[int, ...]
-    merges: tuple[str, ...]
-    notes: tuple[str, ...]
-
-
-def read_bpe(definition: Mapping[str, Any], *, file: Path, size: int) -> Bpe:
+def read_bpe(definition: Mapping[str, Any], *, file: Path, size: int) -> Words:
     """Reads tokenizer.json for an embedding of `size` rows; QuantizeError when GGUF cannot carry it."""
     model: dict[str, Any] = definition.get("model") or {}
     _refuse_other_models(model, file)
     pre = recognise(definition.get("pre_tokenizer"))
     if pre is None:
         raise QuantizeError(f"{file}: llama.cpp has no pre-tokenizer that splits like this one; {_RETRAIN}")
-    added: list[dict[str, Any]] = definition.get("added_tokens") or []
     merges = [pair.split(" ") if isinstance(pair, str) else pair for pair in model["merges"]]
     orphan = next((pair for pair in merges if "".join(pair) not in model["vocab"]), None)
     if orphan is not None:
@@ -46,10 +34,12 @@ def read_bpe(definition: Mapping[str, Any], *, file: Path, size: int) -> Bpe:
             f"{file}: merge {orphan} makes no token of the vocabulary; save the tokenizer again"
         )
     if bool(model.get("ignore_merges")) != pre.ignores_merges:
-        words = set(model["vocab"]) - {item["content"] for item in added}
+        added = {item["content"] for item in definition.get("added_tokens") or []}
+        words = set(model["vocab"]) - added
         _refuse_unreachable(words, model["vocab"], merges, pre=pre, file=file)
-    tokens, types = _tokens(model["vocab"], added, file=file, size=size)
-    return Bpe(
+    tokens, types = token_table(definition, file=file, size=size)
+    return Words(
+        model="gpt2",
         pre=pre.name,
         tokens=tokens,
         types=types,
@@ -60,9 +50,8 @@ def read_bpe(definition: Mapping[str, Any], *, file: Path, size: int) -> Bpe:
 
 def _refuse_other_models(model: Mapping[str, Any], file: Path) -> None:
     kind = model.get("type")
-    if kind != "BPE" or model.get("byte_fallback"):
-        found = "SentencePiece-style BPE" if kind == "BPE" else kind
-        raise QuantizeError(f"{file}: a {found} tokenizer cannot be written to GGUF here; {_RETRAIN}")
+    if kind != "BPE":
+        raise QuantizeError(f"{file}: a {kind} tokenizer cannot be written to GGUF here; {_RETRAIN}")
     odd = [key for key in ("dropout", "continuing_subword_prefix", "end_of_word_suffix") if model.get(key)]
     if odd:
         raise QuantizeError(f"{file}: GGUF cannot carry the BPE setting {odd[0]}; {_RETRAIN}")
@@ -76,35 +65,6 @@ def _refuse_other_models(model: Mapping[str, Any], file: Path) -> None:
         raise QuantizeError(
             f"{file}: has no merges, which llama.cpp needs; train it with a larger vocabulary"
         )
-
-
-def _tokens(
-    vocabulary: Mapping[str, int], added: Iterable[Mapping[str, Any]], *, file: Path, size: int
-) -> tuple[tuple[str, ...], tuple[int, ...]]:
-    """Texts and types by id; embedding rows without a token get a text that no input can match."""
-    from gguf import TokenType
-
-    named = {token_id: (text, TokenType.NORMAL) for text, token_id in vocabulary.items()}
-    for item in added:
-        if any(item.get(flag) for flag in ("lstrip", "rstrip", "single_word")):
-            raise QuantizeError(
-                f"{file}: added token {item['content']!r} minds the white space around it, which GGUF cannot"
-                f" carry; add it without lstrip, rstrip and single_word"
-            )
-        kind = TokenType.CONTROL if item.get("special") else TokenType.USER_DEFINED
-        named[item["id"]] = (item["content"], kind)
-    if max(named) >= size:
-        raise QuantizeError(
-            f"{file}: has token id {max(named)} but the embedding only {size} rows;"
-            f" call resize_token_embeddings and save the model again"
-        )
-    # A space is not in the byte alphabet, so no text is ever cut into such a token.
-    entries = [named.get(i, (f"<no token {i}>", TokenType.UNUSED)) for i in range(size)]
-    texts = tuple(text for text, _ in entries)
-    if len(set(texts)) < size:
-        twice = next(text for text in texts if texts.count(text) > 1)
-        raise QuantizeError(f"{file}: two ids have the token text {twice!r}; rename the added token")
-    return texts, tuple(int(kind) for _, kind in entries)
 
 
 def _normalizer_notes(definition: Mapping[str, Any], file: Path) -> tuple[str, ...]:

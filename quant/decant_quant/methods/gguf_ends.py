@@ -45,6 +45,24 @@ def read_chat_template(folder: Path, settings: Mapping[str, Any]) -> str | None:
     return next((item["template"] for item in named if item["name"] == "default"), None)
 
 
+def opens_with_special(template: str, definition: Mapping[str, Any], settings: Mapping[str, Any]) -> bool:
+    """Whether a rendered chat begins with a special token, tried with one message; False if that fails."""
+    import jinja2
+    from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+    environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True)
+    named = {f"{role}_token": _token_text(settings.get(f"{role}_token")) or "" for role in ("bos", "eos")}
+    messages = [{"role": "user", "content": "x"}]
+    try:
+        rendered = environment.from_string(template).render(
+            messages=messages, add_generation_prompt=True, **named
+        )
+    except jinja2.TemplateError:
+        return False
+    specials = [item["content"] for item in definition.get("added_tokens") or []]
+    return any(rendered.startswith(text) for text in specials)
+
+
 def read_ends(
     folder: Path,
     *,

@@ -1,6 +1,6 @@
 """Model families as data: which tensors a checkpoint must hold, and how GGUF names and orders them."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -10,7 +10,9 @@ from numpy.typing import NDArray
 from decant.errors import QuantizeError
 from decant_quant.checkpoint import Checkpoint, StoredTensor
 
-Axis = Literal["hidden", "intermediate", "queries", "keys", "head"]
+Axis = Literal[
+    "hidden", "intermediate", "queries", "keys", "head", "experts", "expert width", "shared width", "one"
+]
 
 _BLOCK: Mapping[str, tuple[Axis, ...]] = {
     "input_layernorm.weight": ("hidden",),
@@ -39,6 +41,26 @@ _QK_NORM: Mapping[str, tuple[Axis, ...]] = {
     "self_attn.k_norm.weight": ("head",),
 }
 
+_ATTENTION = {name: axes for name, axes in _BLOCK.items() if not name.startswith("mlp.")}
+# `*` is the number of an expert: GGUF holds a layer's experts as one tensor.
+_MIXTRAL_EXPERTS: Mapping[str, tuple[Axis, ...]] = {
+    "block_sparse_moe.experts.*.w1.weight": ("intermediate", "hidden"),
+    "block_sparse_moe.experts.*.w2.weight": ("hidden", "intermediate"),
+    "block_sparse_moe.experts.*.w3.weight": ("intermediate", "hidden"),
+}
+_QWEN_EXPERTS: Mapping[str, tuple[Axis, ...]] = {
+    "mlp.experts.*.gate_proj.weight": ("expert width", "hidden"),
+    "mlp.experts.*.up_proj.weight": ("expert width", "hidden"),
+    "mlp.experts.*.down_proj.weight": ("hidden", "expert width"),
+}
+_SHARED_EXPERT: Mapping[str, tuple[Axis, ...]] = {
+    "mlp.shared_expert.gate_proj.weight": ("shared width", "hidden"),
+    "mlp.shared_expert.up_proj.weight": ("shared width", "hidden"),
+    "mlp.shared_expert.down_proj.weight": ("hidden", "shared width"),
+    "mlp.shared_expert_gate.weight": ("one", "hidden"),
+}
+_EVERY_LAYER: Mapping[str, Any] = {"decoder_sparse_step": 1, "mlp_only_layers": []}
+
 # Buffers of old checkpoints that follow from the config.
 _DERIVED = ".rotary_emb.inv_freq"
 
@@ -49,7 +71,9 @@ class Family:
 
     `paired_rope`: the engine's graph for `arch` rotates neighbouring channels (2i, 2i+1) where transformers
     rotates the halves (i, i + d/2), so rows of q and k change places. `windowed`: an attention window named
-    in the config is in force unless the config says otherwise.
+    in the config is in force unless the config says otherwise. `has_experts`: in every layer. `fixed`:
+    settings that the engine's graph takes for granted; `defaults`: those of transformers where config.json
+    is silent.
     """
 
     arch: str
@@ -57,6 +81,9 @@ class Family:
     optional: Mapping[str, tuple[Axis, ...]] = field(default_factory=dict[str, tuple[Axis, ...]])
     paired_rope: bool = False
     windowed: bool = False
+    has_experts: bool = False
+    fixed: Mapping[str, Any] = field(default_factory=dict[str, Any])
+    defaults: Mapping[str, Any] = field(default_factory=dict[str, Any])
 
 
 FAMILIES: Mapping[str, Family] = {
@@ -66,6 +93,33 @@ FAMILIES: Mapping[str, Family] = {
     "MistralForCausalLM": Family("llama", required=_BLOCK, paired_rope=True, windowed=True),
     "Qwen2ForCausalLM": Family("qwen2", required={**_BLOCK, **_QKV_BIAS}),
     "Qwen3ForCausalLM": Family("qwen3", required={**_BLOCK, **_QK_NORM}),
+    "MixtralForCausalLM": Family(
+        "llama",
+        required={**_ATTENTION, "block_sparse_moe.gate.weight": ("experts", "hidden"), **_MIXTRAL_EXPERTS},
+        paired_rope=True,
+        windowed=True,
+        has_experts=True,
+    ),
+    "Qwen2MoeForCausalLM": Family(
+        "qwen2moe",
+        required={
+            **_ATTENTION,
+            **_QKV_BIAS,
+            "mlp.gate.weight": ("experts", "hidden"),
+            **_QWEN_EXPERTS,
+            **_SHARED_EXPERT,
+        },
+        has_experts=True,
+        fixed={"norm_topk_prob": False, **_EVERY_LAYER},
+        defaults={"norm_topk_prob": False, **_EVERY_LAYER},
+    ),
+    "Qwen3MoeForCausalLM": Family(
+        "qwen3moe",
+        required={**_ATTENTION, **_QK_NORM, "mlp.gate.weight": ("experts", "hidden"), **_QWEN_EXPERTS},
+        has_experts=True,
+        fixed={"norm_topk_prob": True, **_EVERY_LAYER},
+        defaults={"norm_topk_prob": False, **_EVERY_LAYER},
+    ),
 }
 
 
@@ -82,30 +136,70 @@ class Dimensions:
     head: int
     context: int
     rms_eps: float
+    experts: int = 0
+    experts_used: int = 0
+    expert_width: int = 0
+    shared_width: int = 0
 
     def axis(self, name: Axis) -> int:
         """The length of a tensor's axis."""
-        lengths = {"queries": self.heads * self.head, "keys": self.kv_heads * self.head, "head": self.head}
-        return lengths.get(name) or {"hidden": self.hidden, "intermediate": self.intermediate}[name]
+        lengths: Mapping[Axis, int] = {
+            "hidden": self.hidden,
+            "intermediate": self.intermediate,
+            "queries": self.heads * self.head,
+            "keys": self.kv_heads * self.head,
+            "head": self.head,
+            "experts": self.experts,
+            "expert width": self.expert_width,
+            "shared width": self.shared_width,
+            "one": 1,
+        }
+        return lengths[name]
 
 
 @dataclass(frozen=True, slots=True)
 class PlannedTensor:
-    """One tensor of the GGUF file: its source, its name there, and its rows' new order, if it changes."""
+    """One tensor of the GGUF file: its name there, where it comes from (a layer's experts are `stacked`), and
+    its rows' new order, if it changes.
+    """
 
-    source: StoredTensor
+    sources: tuple[StoredTensor, ...]
     name: str
     row_order: NDArray[np.intp] | None
+    stacked: bool = False
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Its shape, experts first."""
+        shape = self.sources[0].shape
+        return (len(self.sources), *shape) if self.stacked else shape
 
     @property
     def is_matrix(self) -> bool:
-        """Whether it is a weight matrix: norms and biases are vectors and stay in 32 bits."""
-        return len(self.source.shape) == 2
+        """Whether it is a matrix to quantize: norms, biases and the experts' routers stay in 32 bits."""
+        return len(self.shape) > 1 and "ffn_gate_inp" not in self.name
 
     @property
-    def is_end(self) -> bool:
-        """Whether it is the embedding or the output head."""
-        return self.name in ("token_embd.weight", "output.weight")
+    def is_embedding(self) -> bool:
+        """Whether it is the embedding."""
+        return self.name == "token_embd.weight"
+
+    @property
+    def is_head(self) -> bool:
+        """Whether it is an output head of its own."""
+        return self.name == "output.weight"
+
+    @property
+    def layer(self) -> int:
+        """The layer it lies in; 0 for those outside."""
+        return int(self.name.split(".")[1]) if self.name.startswith("blk.") else 0
+
+    @property
+    def kind(self) -> str | None:
+        """What it does within its layer, experts or not: `attn_v`, `ffn_down`."""
+        if not self.name.startswith("blk."):
+            return None
+        return self.name.split(".")[2].removesuffix("_exps").removesuffix("_shexp")
 
 
 def family_of(checkpoint: Checkpoint) -> Family:
@@ -122,7 +216,15 @@ def family_of(checkpoint: Checkpoint) -> Family:
             f"{checkpoint.folder}: hidden_act is {activation}, but llama.cpp computes {name} with silu;"
             f" serve it with `--engine transformers`"
         )
-    return FAMILIES[name]
+    family = FAMILIES[name]
+    for key, value in family.fixed.items():
+        asked = checkpoint.config.get(key, family.defaults[key])
+        if asked != value:
+            raise QuantizeError(
+                f"{checkpoint.folder}: {key} is {asked}, but llama.cpp computes {name} with {value};"
+                f" serve it with `--engine transformers`"
+            )
+    return family
 
 
 def dimensions(checkpoint: Checkpoint, family: Family) -> tuple[Dimensions, tuple[str, ...]]:
@@ -146,8 +248,22 @@ def dimensions(checkpoint: Checkpoint, family: Family) -> tuple[Dimensions, tupl
         head=checkpoint.integer("head_dim", default=hidden // heads),
         context=context,
         rms_eps=checkpoint.number("rms_norm_eps", default=1e-6),
+        **_experts(checkpoint, family),
     )
     return sizes, notes
+
+
+def _experts(checkpoint: Checkpoint, family: Family) -> dict[str, int]:
+    if not family.has_experts:
+        return {}
+    # transformers 5 writes the one name for every family, earlier releases the family's own.
+    key = "num_experts" if "num_experts" in checkpoint.config else "num_local_experts"
+    return {
+        "experts": checkpoint.integer(key),
+        "experts_used": checkpoint.integer("num_experts_per_tok"),
+        "expert_width": checkpoint.integer("moe_intermediate_size", default=0),
+        "shared_width": checkpoint.integer("shared_expert_intermediate_size", default=0),
+    }
 
 
 def plan_tensors(checkpoint: Checkpoint, family: Family, sizes: Dimensions) -> list[PlannedTensor]:
@@ -156,21 +272,31 @@ def plan_tensors(checkpoint: Checkpoint, family: Family, sizes: Dimensions) -> l
 
     names = gguf.get_tensor_name_map(gguf.MODEL_ARCH(_arch_number(family.arch)), sizes.layers)
     expected = _expected_shapes(checkpoint, family, sizes)
-    _refuse_unknown(checkpoint, expected)
+    sources = {pattern: _numbered(pattern, sizes) for pattern in expected}
+    _refuse_unknown(checkpoint, [name for found in sources.values() for name in found])
     planned: list[PlannedTensor] = []
-    for source_name, shape in expected.items():
-        source = checkpoint.tensors.get(source_name)
-        if source is None:
-            continue
-        if source.shape != shape:
+    for pattern, shape in expected.items():
+        found = [checkpoint.tensors[name] for name in sources[pattern] if name in checkpoint.tensors]
+        odd = next((source for source in found if source.shape != shape), None)
+        if odd is not None:
             raise QuantizeError(
-                f"{source.file}: {source_name} has shape {list(source.shape)}, by config.json"
+                f"{odd.file}: {odd.name} has shape {list(odd.shape)}, by config.json"
                 f" {list(shape)}; copy the folder again"
             )
-        name = names.get_name(source_name, try_suffixes=(".weight", ".bias"))
-        assert name, f"the gguf package has no name for {source_name}"
-        planned.append(PlannedTensor(source, name, _row_order(source_name, family, sizes)))
+        if found:
+            merged = pattern.replace(".*.", ".")
+            name = names.get_name(merged, try_suffixes=(".weight", ".bias"))
+            assert name, f"the gguf package has no name for {merged}"
+            order = _row_order(pattern, family, sizes)
+            planned.append(PlannedTensor(tuple(found), name, order, stacked=merged != pattern))
     return planned
+
+
+def _numbered(pattern: str, sizes: Dimensions) -> list[str]:
+    """The names in the checkpoint that one tensor of the file is made from."""
+    if ".*." not in pattern:
+        return [pattern]
+    return [pattern.replace(".*.", f".{expert}.") for expert in range(sizes.experts)]
 
 
 def is_tied(checkpoint: Checkpoint) -> bool:
@@ -189,7 +315,8 @@ def _expected_shapes(checkpoint: Checkpoint, family: Family, sizes: Dimensions) 
     shapes["model.norm.weight"] = (sizes.hidden,)
     if not is_tied(checkpoint):
         shapes["lm_head.weight"] = (sizes.vocabulary, sizes.hidden)
-    missing = [name for name in shapes if name not in checkpoint.tensors and name not in optional]
+    needed = [name for pattern in shapes if pattern not in optional for name in _numbered(pattern, sizes)]
+    missing = [name for name in needed if name not in checkpoint.tensors]
     if missing:
         raise QuantizeError(
             f"{checkpoint.folder}: lacks {len(missing)} tensors, {missing[0]} first; copy it again"
@@ -197,7 +324,7 @@ def _expected_shapes(checkpoint: Checkpoint, family: Family, sizes: Dimensions) 
     return shapes
 
 
-def _refuse_unknown(checkpoint: Checkpoint, expected: Mapping[str, Any]) -> None:
+def _refuse_unknown(checkpoint: Checkpoint, expected: Sequence[str]) -> None:
     known = {*expected, "lm_head.weight"}
     unknown = [n for n in checkpoint.tensors if n not in known and not n.endswith(_DERIVED)]
     if unknown:

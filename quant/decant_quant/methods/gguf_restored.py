@@ -21,18 +21,19 @@ class RestoredGguf:
     """The file's tensors, widened by the `gguf` package's own dequantizers."""
 
     stored: "Mapping[str, ReaderTensor]"
-    planned: Mapping[str, PlannedTensor]
+    planned: Mapping[str, tuple[PlannedTensor, int]]
 
     def read(self, names: Sequence[str]) -> "Mapping[str, Tensor]":
         """Tensors as float32, by the checkpoint's names."""
-        return {name: self._read(self.planned[name]) for name in names}
+        return {name: self._read(*self.planned[name]) for name in names}
 
-    def _read(self, plan: PlannedTensor) -> "Tensor":
+    def _read(self, plan: PlannedTensor, expert: int) -> "Tensor":
         import gguf
         import torch
 
         stored = self.stored[plan.name]
-        rows = gguf.quants.dequantize(stored.data, stored.tensor_type).reshape(plan.source.shape)
+        kept = stored.data[expert] if plan.stacked else stored.data
+        rows = gguf.quants.dequantize(kept, stored.tensor_type).reshape(plan.sources[0].shape)
         if plan.row_order is None:
             return torch.from_numpy(np.array(rows, dtype=np.float32))
         restored = np.empty(rows.shape, np.float32)
@@ -45,4 +46,5 @@ def open_restored(file: Path, planned: Sequence[PlannedTensor]) -> RestoredGguf:
     import gguf
 
     stored = {tensor.name: tensor for tensor in gguf.GGUFReader(file).tensors}
-    return RestoredGguf(stored, {plan.source.name: plan for plan in planned})
+    places = {source.name: (plan, at) for plan in planned for at, source in enumerate(plan.sources)}
+    return RestoredGguf(stored, places)
