@@ -120,10 +120,10 @@ def least_n(q: float, confidence: float = 0.95) -> int:
 
 
 def percentile_draws(
-    values: Sequence[float],
+    values: Sequence[float] | npt.NDArray[np.float64],
     qs: Sequence[float],
     *,
-    blocks: Sequence[int] | None = None,
+    blocks: Sequence[int] | npt.NDArray[np.int64] | None = None,
     seed: int,
     resamples: int = 2000,
 ) -> npt.NDArray[np.float64]:

@@ -131,7 +131,7 @@ def test_the_steady_window_leaves_out_a_slow_start_and_a_slow_end() -> None:
 
 
 def test_a_latency_that_only_grows_has_no_steady_window() -> None:
-    window = steady_window(0.1 * np.arange(400))
+    window = steady_window(np.linspace(0.0, 40.0, 400))
     assert (window.found, window.first, window.last) == (False, 0, 400)
     assert "does not settle" in window.reason
 

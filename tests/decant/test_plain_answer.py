@@ -69,8 +69,8 @@ UNUSUAL = [
 
 def received(pieces: list[bytes], **fields: Any) -> Received:
     known: dict[str, Any] = {"status": 200, "headers": {"content-type": "text/event-stream"}, "began_s": 5.0}
-    stamped = [(5.0 + 0.01 * place, piece) for place, piece in enumerate(pieces)]
-    return Received(**{**known, "pieces": stamped, **fields})
+    known["pieces"] = [(5.0 + 0.01 * place, piece) for place, piece in enumerate(pieces)]
+    return Received(**{**known, **fields})
 
 
 def both(route: Route, answer: Received) -> tuple[Completion | None, Completion]:
