@@ -33,11 +33,45 @@ def read_spm(definition: Mapping[str, Any], *, file: Path, size: int, opens_spec
 
     `opens_special`: whether rendered chats begin with a special token, None where there is no chat template.
     """
+    model: dict[str, Any] = definition["model"]
+    _refuse_odd(model, file)
+    prefix = _checked_prefix(definition, file=file, opens_special=opens_special)
+    unknown = model.get("unk_token")
+    tokens, types = _typed_tokens(definition, file=file, size=size)
+    apart = {item["content"] for item in definition.get("added_tokens") or []} | {unknown}
+    words = [text for text in model["vocab"] if text not in apart and _byte(text) is None]
+    scores = _scores(words, _pairs(model), file)
+    note = "plain text gets no space before it, which training put there: chats begin with a special token"
+    return Words(
+        model="llama",
+        pre="default",
+        tokens=tokens,
+        types=types,
+        scores=tuple(scores.get(text, 0.0) for text in tokens),
+        space_prefix=prefix == "every part",
+        unknown=tokens.index(unknown) if unknown in tokens else None,
+        plain_differs=prefix == "text",
+        notes=(note,) if prefix == "text" else (),
+    )
+
+
+def _typed_tokens(
+    definition: Mapping[str, Any], *, file: Path, size: int
+) -> tuple[tuple[str, ...], tuple[int, ...]]:
+    """Texts and types by id. The unknown token has a type of its own, added or not."""
     from gguf import TokenType
 
-    model: dict[str, Any] = definition["model"]
-    unknown = model.get("unk_token")
-    _refuse_odd(model, file)
+    def kind(text: str) -> TokenType:
+        return TokenType.NORMAL if _byte(text) is None else TokenType.BYTE
+
+    unknown = definition["model"].get("unk_token")
+    tokens, types = token_table(definition, file=file, size=size, kind=kind)
+    typed = zip(tokens, types, strict=True)
+    return tokens, tuple(int(TokenType.UNKNOWN) if text == unknown else found for text, found in typed)
+
+
+def _checked_prefix(definition: Mapping[str, Any], *, file: Path, opens_special: bool | None) -> Prefix:
+    """Where spaces go; QuantizeError where llama.cpp would put them elsewhere."""
     prefix = _prefix(definition)
     if prefix is None:
         raise QuantizeError(
@@ -49,34 +83,7 @@ def read_spm(definition: Mapping[str, Any], *, file: Path, size: int, opens_spec
             f"{file}: puts a space before a text and not behind special tokens, llama.cpp does both or"
             f" neither: begin the chat template with a special token such as bos_token, or {_ELSEWHERE}"
         )
-
-    def kind(text: str) -> TokenType:
-        if _byte(text) is not None:
-            return TokenType.BYTE
-        return TokenType.UNKNOWN if text == unknown else TokenType.NORMAL
-
-    tokens, types = token_table(definition, file=file, size=size, kind=kind)
-    apart = {item["content"] for item in definition.get("added_tokens") or []} | {unknown}
-    words = [text for text in model["vocab"] if text not in apart and _byte(text) is None]
-    scores = _scores(words, _pairs(model), file)
-    place = {text: token_id for token_id, text in enumerate(tokens)}
-    if unknown in place:
-        # Added tokens are control tokens, but a text without tokens has to become this one.
-        kinds = list(types)
-        kinds[place[unknown]] = int(TokenType.UNKNOWN)
-        types = tuple(kinds)
-    note = "plain text gets no space before it, which training put there: chats begin with a special token"
-    return Words(
-        model="llama",
-        pre="default",
-        tokens=tokens,
-        types=types,
-        scores=tuple(scores.get(text, 0.0) for text in tokens),
-        space_prefix=prefix == "every part",
-        unknown=place.get(unknown),
-        plain_differs=prefix == "text",
-        notes=(note,) if prefix == "text" else (),
-    )
+    return prefix
 
 
 def _refuse_odd(model: Mapping[str, Any], file: Path) -> None:
