@@ -112,7 +112,6 @@ class Options:
     """
 
     gptq: GptqConfig = field(default_factory=GptqConfig)
-    gguf: GgufConfig = field(default_factory=GgufConfig)
     calibration: CalibrationConfig = field(default_factory=CalibrationConfig)
     progress_folder: Path | None = None
     recovery: RecoverConfig | None = None
@@ -120,4 +119,5 @@ class Options:
     awq: AwqConfig = field(default_factory=AwqConfig)
     w8a8: W8a8Config = field(default_factory=W8a8Config)
     layout: Layout | None = None
+    gguf: GgufConfig = field(default_factory=GgufConfig)
     compare_tokens: bool = False

@@ -107,6 +107,19 @@ def test_the_importance_is_the_mean_square_of_what_the_linears_are_given(wide: P
     assert np.allclose(sums[0] / counts[0], expected.numpy(), rtol=1e-3)
 
 
+def test_each_expert_is_weighed_by_the_tokens_that_it_is_sent(tmp_path: Path, rows: Path, tiny: Any) -> None:
+    tiny.save(
+        tmp_path / "model", "Mixtral", tiny.tokenizer(), **WIDE, num_local_experts=4, sliding_window=None
+    )
+    made = convert(tmp_path / "model", "Q4_K_M", rows)
+    stored = {t.name: t.data for t in gguf.GGUFReader(made["folder"] / "model.imatrix").tensors}
+    counts = stored["blk.0.ffn_down_exps.weight.counts"].ravel()
+    tokens = stored["blk.0.attn_output.weight.counts"].item()
+    assert len(counts) == 4
+    assert counts.sum() == 2 * tokens  # each token goes to two experts
+    assert stored["blk.0.ffn_down_exps.weight.in_sum2"].shape == (4, 256)
+
+
 def test_a_finished_matrix_gives_the_same_file_as_the_rows_it_was_made_from(wide: Path, rows: Path) -> None:
     made = convert(wide, "IQ3_S", rows)
     again = convert(wide, "IQ3_S", imatrix=made["folder"] / "model.imatrix")

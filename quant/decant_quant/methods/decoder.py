@@ -139,13 +139,17 @@ class Decoder:
             self.layer(index, placed) as layer,
             rounded_inputs(layer, self.linears(), activations),
         ):
-            for batch in batches:
-                for block in self.family.blocks:
-                    if isinstance(block, RoutedBlock):
-                        batch.hidden = batch.hidden + routed_part(layer, block, batch)
-                        continue
-                    mixed_BTC = self.mix(index, layer, block, batch)
-                    batch.hidden = batch.hidden + end_of(layer, block, mixed_BTC)
+            self.run_blocks(index, layer, batches)
+
+    def run_blocks(self, index: int, layer: Any, batches: Sequence[Batch]) -> None:
+        """Takes every batch through a layer that has its weights."""
+        for batch in batches:
+            for block in self.family.blocks:
+                if isinstance(block, RoutedBlock):
+                    batch.hidden = batch.hidden + routed_part(layer, block, batch)
+                    continue
+                mixed_BTC = self.mix(index, layer, block, batch)
+                batch.hidden = batch.hidden + end_of(layer, block, mixed_BTC)
 
     def run_layer(self, index: int, weights: "Mapping[str, Tensor]", hidden_BTH: "Tensor") -> "Tensor":
         """The hidden states behind one layer with these weights (named as within it), gradients kept."""

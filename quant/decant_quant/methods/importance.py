@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from decant.errors import QuantizeError
 from decant.progress import Progress
-from decant_quant.methods.decoder import Batch, Decoder, end_of
+from decant_quant.methods.decoder import Batch, Decoder
 from decant_quant.methods.gguf_families import PlannedTensor
 from decant_quant.methods.measuring import Measuring
 
@@ -56,46 +56,63 @@ def collect(measuring: Measuring, planned: Sequence[PlannedTensor]) -> Importanc
     import torch
 
     decoder, rows = measuring.decoder, measuring.rows.calibration
-    names = {source.name: plan.name for plan in planned for source in plan.sources if not plan.stacked}
-    sums: dict[str, NDArray[np.float32]] = {}
-    tokens = sum(len(row.token_ids) for row in rows)
+    given: dict[str, _Given] = {}
     with torch.no_grad(), Progress(len(decoder), unit="layer", label="importance") as progress:
         batches = decoder.embed(measuring.original, [row.token_ids for row in rows])
         for index in range(len(decoder)):
-            for name, sums_C in _layer_sums(decoder, index, measuring, batches).items():
-                if name in names:
-                    sums[names[name]] = sums_C.float().cpu().numpy()[None]
+            given.update(_layer_inputs(decoder, index, measuring, batches))
             progress.advance()
-    return ImportanceMatrix(sums, {name: np.full((1, 1), tokens, np.float32) for name in sums})
+    sums: dict[str, NDArray[np.float32]] = {}
+    counts: dict[str, NDArray[np.float32]] = {}
+    for plan in planned:
+        # Stacked experts have their inputs each, and one may have had none; linears made one share theirs.
+        sources = plan.sources if plan.stacked else plan.sources[:1]
+        parts = [given.get(source.name) for source in sources]
+        if any(parts):
+            nothing = np.zeros(plan.shape[-1], np.float32)
+            sums[plan.name] = np.stack([part.squares() if part else nothing for part in parts])
+            counts[plan.name] = np.array([[part.tokens if part else 0] for part in parts], np.float32)
+    return ImportanceMatrix(sums, counts)
 
 
-def _layer_sums(
+@dataclass(slots=True)
+class _Given:
+    """What a linear was given: the sum of squares of each column, over so many tokens."""
+
+    squares_C: "Tensor"
+    tokens: int
+
+    def squares(self) -> NDArray[np.float32]:
+        return self.squares_C.float().cpu().numpy()
+
+
+def _layer_inputs(
     decoder: Decoder, index: int, measuring: Measuring, batches: Sequence[Batch]
-) -> "dict[str, Tensor]":
-    """Takes the batches through one layer; by weight, the sum of squares [C] of what its linear was given."""
+) -> "dict[str, _Given]":
+    """Takes the batches through one layer; by weight, what its linear was given."""
     import torch
 
     names = decoder.layer_names(index)
     found = measuring.original(list(names.values()))
-    sums: dict[str, Tensor] = {}
+    given: dict[str, _Given] = {}
     with decoder.layer(index, {short: found[name] for short, name in names.items()}) as layer:
         hooks: list[Any] = []
         for short, module in layer.named_modules():
             if isinstance(module, torch.nn.Linear):
-                hooks.append(module.register_forward_pre_hook(_adder(sums, names[f"{short}.weight"])))
-        for batch in batches:
-            for block in decoder.family.blocks:
-                mixed_BTC = decoder.mix(index, layer, block, batch)
-                batch.hidden = batch.hidden + end_of(layer, block, mixed_BTC)
+                hooks.append(module.register_forward_pre_hook(_adder(given, names[f"{short}.weight"])))
+        decoder.run_blocks(index, layer, batches)
         for hook in hooks:
             hook.remove()
-    return sums
+    return given
 
 
-def _adder(sums: "dict[str, Tensor]", name: str) -> Any:
+def _adder(given: "dict[str, _Given]", name: str) -> Any:
     def add(_module: Any, arguments: "tuple[Tensor, ...]") -> None:
-        squares_C = arguments[0].double().square().flatten(0, -2).sum(0)
-        sums[name] = sums[name] + squares_C if name in sums else squares_C
+        inputs_NC = arguments[0].double().flatten(0, -2)
+        squares_C = inputs_NC.square().sum(0)
+        if name in given:
+            squares_C += given[name].squares_C
+        given[name] = _Given(squares_C, len(inputs_NC) + (given[name].tokens if name in given else 0))
 
     return add
 

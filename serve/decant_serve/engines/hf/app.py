@@ -66,7 +66,7 @@ class HfApp:
         job = EmbeddingJob(ids)
         self._scheduler.submit(job)
         try:
-            vectors = await while_connected(request, job.result())
+            vectors = await while_connected(request.receive, job.result())
         except ClientGone:
             return Response(status_code=499)
         except RuntimeError as error:
