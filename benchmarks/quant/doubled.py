@@ -1,6 +1,6 @@
 # transformers and torch leave most of their types open.
 # pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
-# pyright: reportAttributeAccessIssue=false
+# pyright: reportAttributeAccessIssue=false, reportOptionalMemberAccess=false
 """Makes the same function with twice the width: every hidden channel is there two times.
 
 `python benchmarks/quant/doubled.py distill/decant_distill/demo/weights/teacher OUTPUT`, in seconds.

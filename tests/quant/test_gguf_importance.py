@@ -147,7 +147,7 @@ def test_rows_that_are_no_whole_blocks_get_smaller_ones_and_it_is_said(tmp_path:
 
 def test_values_heads_and_last_projections_get_the_bits_that_llama_cpp_gives_them() -> None:
     def layers(variant: str, kind: str, **model: Any) -> list[str]:
-        shape = {"heads_per_key": 1, "experts": 0, "has_importance": True, **model}
+        shape: dict[str, Any] = {"heads_per_key": 1, "experts": 0, "has_importance": True, **model}
         return [format_of(MIXES[variant], Place(kind, i, 16, **shape)) for i in range(16)]
 
     raised = [i for i, name in enumerate(layers("Q4_K_M", "ffn_down")) if name == "Q6_K"]

@@ -129,9 +129,9 @@ def test_the_recipe_of_this_area_is_a_config_of_this_command(repository: Path) -
 
 @pytest.fixture
 def small_disk() -> Iterator[None]:
-    """Writing a file longer than 50 KB fails, as it does on a full disk."""
+    """Writing a file longer than 150 KB fails, as it does on a full disk."""
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, hard))
+    resource.setrlimit(resource.RLIMIT_FSIZE, (150_000, hard))
     yield
     resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 

@@ -34,8 +34,8 @@ def read_bpe(definition: Mapping[str, Any], *, file: Path, size: int) -> Words:
             f"{file}: merge {orphan} makes no token of the vocabulary; save the tokenizer again"
         )
     if bool(model.get("ignore_merges")) != pre.ignores_merges:
-        added = {item["content"] for item in definition.get("added_tokens") or []}
-        words = set(model["vocab"]) - added
+        added: list[dict[str, Any]] = definition.get("added_tokens") or []
+        words = set(model["vocab"]) - {str(item["content"]) for item in added}
         _refuse_unreachable(words, model["vocab"], merges, pre=pre, file=file)
     tokens, types = token_table(definition, file=file, size=size)
     return Words(

@@ -59,8 +59,8 @@ def opens_with_special(template: str, definition: Mapping[str, Any], settings: M
         )
     except jinja2.TemplateError:
         return False
-    specials = [item["content"] for item in definition.get("added_tokens") or []]
-    return any(rendered.startswith(text) for text in specials)
+    added: list[dict[str, Any]] = definition.get("added_tokens") or []
+    return any(rendered.startswith(str(item["content"])) for item in added)
 
 
 def read_ends(

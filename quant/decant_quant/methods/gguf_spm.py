@@ -38,7 +38,8 @@ def read_spm(definition: Mapping[str, Any], *, file: Path, size: int, opens_spec
     prefix = _checked_prefix(definition, file=file, opens_special=opens_special)
     unknown = model.get("unk_token")
     tokens, types = _typed_tokens(definition, file=file, size=size)
-    apart = {item["content"] for item in definition.get("added_tokens") or []} | {unknown}
+    added: list[dict[str, Any]] = definition.get("added_tokens") or []
+    apart = {str(item["content"]) for item in added} | {unknown}
     words = [text for text in model["vocab"] if text not in apart and _byte(text) is None]
     scores = _scores(words, _pairs(model), file)
     note = "plain text gets no space before it, which training put there: chats begin with a special token"
@@ -110,8 +111,9 @@ def _byte(text: str) -> int | None:
 
 
 def _prefix(definition: Mapping[str, Any]) -> Prefix | None:
-    normalizer, splitter = definition.get("normalizer"), definition.get("pre_tokenizer")
-    steps: list[Any] = (normalizer or {}).get("normalizers", [normalizer] if normalizer else [])
+    normalizer: dict[str, Any] = definition.get("normalizer") or {}
+    splitter: Any = definition.get("pre_tokenizer")
+    steps: list[Any] = normalizer.get("normalizers", [normalizer] if normalizer else [])
     if splitter is None and steps == [_PREPEND, _REPLACE]:
         return "every part"
     if splitter in (None, _IDLE_SPLIT) and steps == [_REPLACE]:
@@ -125,7 +127,8 @@ def _prefix(definition: Mapping[str, Any]) -> Prefix | None:
 
 
 def _pairs(model: Mapping[str, Any]) -> list[tuple[str, str]]:
-    listed = (pair.split(" ") if isinstance(pair, str) else pair for pair in model.get("merges") or [])
+    merges: list[str | list[str]] = model.get("merges") or []
+    listed = (pair.split(" ") if isinstance(pair, str) else pair for pair in merges)
     return [(left, right) for left, right in listed]
 
 

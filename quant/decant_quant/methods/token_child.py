@@ -1,5 +1,6 @@
 # xllamacpp is a compiled module without stubs.
-# pyright: reportAttributeAccessIssue=false
+# pyright: reportAttributeAccessIssue=false, reportMissingTypeStubs=false, reportUnknownVariableType=false
+# pyright: reportUnknownMemberType=false, reportUnknownArgumentType=false
 """Run as a child: `FILE.gguf`, a JSON list of texts on stdin; prints llama.cpp's token ids of each."""
 
 import http.client
