@@ -196,7 +196,7 @@ def test_every_family_is_quantized_and_restored(
     restored = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "restored", dtype=torch.float32)
     for (name, before), after in zip(model.state_dict().items(), restored.state_dict().values(), strict=True):
         torch.testing.assert_close(
-            after, before.float(), atol=0.02 * float(before.abs().max()), rtol=0, msg=name
+            after, before.float(), atol=0.05 * float(before.abs().max()), rtol=0, msg=name
         )
 
 

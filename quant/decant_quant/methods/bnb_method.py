@@ -73,7 +73,7 @@ class BnbRun:
         for name, tensor in self.checkpoint.tensors.items():
             count, linear = math.prod(tensor.shape), _is_linear(name, tensor.shape)
             each = _BYTES_EACH[self.variant] if linear else (2 if tensor.dtype != "F32" else 4)
-            total += count * each + (4 * tensor.shape[0] if linear else 0) + 1024
+            total += count * each + (4 * tensor.shape[0] if linear else 0) + 2048
         return int(total)
 
     def write(self, folder: Path) -> Written:
