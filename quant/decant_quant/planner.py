@@ -285,7 +285,7 @@ class _Plan:
 
     def _keep_report(self, aside: Path) -> None:
         file = aside / QUALITY_JSON
-        report = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+        report: dict[str, Any] = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
         if "heldout" in report:
             self._reports.append(report)
 

@@ -86,7 +86,7 @@ def autoround(job: dict[str, Any]) -> None:
     model = AutoModelForCausalLM.from_pretrained(job["model"], dtype=torch.float32)
     tokenizer = AutoTokenizer.from_pretrained(job["model"])
     length = min(len(row) for row in job["rows"])
-    rows = [{"input_ids": torch.tensor([row[:length]])} for row in job["rows"]]
+    rows: Any = [{"input_ids": torch.tensor([row[:length]])} for row in job["rows"]]
     rounding = AutoRound(
         model,
         tokenizer=tokenizer,

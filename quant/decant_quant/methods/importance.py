@@ -70,7 +70,7 @@ def collect(measuring: Measuring, planned: Sequence[PlannedTensor]) -> Importanc
         parts = [given.get(source.name) for source in sources]
         if any(parts):
             nothing = np.zeros(plan.shape[-1], np.float32)
-            sums[plan.name] = np.stack([part.squares() if part else nothing for part in parts])
+            sums[plan.name] = np.stack([part.to_numpy() if part else nothing for part in parts])
             counts[plan.name] = np.array([[part.tokens if part else 0] for part in parts], np.float32)
     return ImportanceMatrix(sums, counts)
 
@@ -79,11 +79,11 @@ def collect(measuring: Measuring, planned: Sequence[PlannedTensor]) -> Importanc
 class _Given:
     """What a linear was given: the sum of squares of each column, over so many tokens."""
 
-    squares_C: "Tensor"
+    squares: "Tensor"  # [C]
     tokens: int
 
-    def squares(self) -> NDArray[np.float32]:
-        return self.squares_C.float().cpu().numpy()
+    def to_numpy(self) -> NDArray[np.float32]:
+        return self.squares.float().cpu().numpy()
 
 
 def _layer_inputs(
@@ -111,7 +111,7 @@ def _adder(given: "dict[str, _Given]", name: str) -> Any:
         inputs_NC = arguments[0].double().flatten(0, -2)
         squares_C = inputs_NC.square().sum(0)
         if name in given:
-            squares_C += given[name].squares_C
+            squares_C += given[name].squares
         given[name] = _Given(squares_C, len(inputs_NC) + (given[name].tokens if name in given else 0))
 
     return add

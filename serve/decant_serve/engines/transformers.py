@@ -76,7 +76,7 @@ def _refuse_unloadable(folder: Path) -> None:
     """transformers reads the formats of other libraries through those libraries only."""
     file = folder / "config.json"
     config: dict[str, Any] = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
-    method = (config.get("quantization_config") or {}).get("quant_method")
+    method = str((config.get("quantization_config") or {}).get("quant_method"))
     needed = _READERS.get(method, ())
     missing = [name for name in needed if importlib.util.find_spec(name) is None]
     if missing:

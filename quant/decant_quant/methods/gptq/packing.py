@@ -1,3 +1,5 @@
+# torch leaves some of its types open.
+# pyright: reportUnknownMemberType=false, reportUnknownVariableType=false
 """The GPTQ checkpoint format, to and from codes.
 
 Per linear with C inputs and O outputs: `qweight` int32 [C * bits / 32, O], consecutive input columns from
