@@ -21,6 +21,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from decant.artifact import read_manifest
 from decant.files import write_json
 from decant.hardware import provenance
 
@@ -100,8 +101,7 @@ def _our_speed(model: Path, arguments: argparse.Namespace) -> tuple[Cost, float]
     cost = timed("decant", command, log=arguments.output / "decant.log", limit_s=arguments.limit)
     if cost.failed:
         return cost, 0.0
-    quality = json.loads((output / "quality.json").read_text(encoding="utf-8"))
-    return cost, float(quality["seconds"]["measure_and_recover"])
+    return cost, float(read_manifest(output).measurements["seconds"]["measure_and_recover"])
 
 
 def speed(arguments: argparse.Namespace) -> list[dict[str, Any]]:

@@ -135,9 +135,11 @@ def test_weights_too_large_for_float16_are_refused_and_fit_bfloat16(model_folder
     build_method("gguf:BF16").prepare(model_folder).write(model_folder.parent / "gguf")
 
 
-def test_only_the_gptq_format_is_restored(model_folder: Path, edit_json: Any) -> None:
+def test_what_is_not_quantized_or_by_an_unknown_method_is_not_restored(
+    model_folder: Path, edit_json: Any
+) -> None:
     with pytest.raises(QuantizeError, match="is not quantized"):
         build_method("dequantize:F16").prepare(model_folder)
-    edit_json(model_folder / "config.json", {"quantization_config": {"quant_method": "awq", "bits": 4}})
-    with pytest.raises(QuantizeError, match="is quantized with awq"):
+    edit_json(model_folder / "config.json", {"quantization_config": {"quant_method": "hqq", "bits": 4}})
+    with pytest.raises(QuantizeError, match="is quantized with hqq"):
         build_method("dequantize:F16").prepare(model_folder)

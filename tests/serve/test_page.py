@@ -216,6 +216,7 @@ def test_a_server_with_keys_asks_for_one_and_keeps_it_in_the_tab(
             page.keyboard.press("Enter")
             if key != KEY:
                 expect(page.locator("#key-fault")).to_contain_text("Incorrect")
+        expect(page.locator("#model-0 option")).to_have_count(1)
         ask(page, "hello")
         expect(page.locator(".said.assistant a")).to_have_count(1)
         page.reload()

@@ -131,6 +131,6 @@ def test_the_gptq_format_is_refused_where_its_libraries_are_missing(tmp_path: Pa
     (folder / "config.json").write_text(json.dumps({"quantization_config": {"quant_method": "gptq"}}))
     settings = EngineSettings(find_target(folder), tmp_path / "socket", 1, 512, 1)
     with pytest.raises(
-        ArtifactError, match=r"GPTQ format, .*serve it with vLLM, or restore .*--method dequantize:F16"
+        ArtifactError, match=r"gptq format, .*serve it with vLLM, or restore .*--method dequantize:F16"
     ):
         build_engine("transformers", settings)

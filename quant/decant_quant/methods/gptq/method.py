@@ -162,13 +162,16 @@ class CodedRun:
                 "golden": outcome.golden.model_dump(mode="json"),
                 "linears": [asdict(error) for error in outcome.linears],
                 "recovery": recovery.record() if recovery else None,
-                "seconds": dict(outcome.seconds),
             },
         )
         worst = max(outcome.linears, key=lambda error: error.relative_error)
         return Written(
             kind="hf",
-            measurements={"tensor_types": self._counts(), **report.write(folder, self.measuring)},
+            measurements={
+                "tensor_types": self._counts(),
+                "seconds": dict(outcome.seconds),
+                **report.write(folder, self.measuring),
+            },
             notes=(
                 *([recovery.sentence()] if recovery else []),
                 measured.quality.sentence(),
