@@ -39,6 +39,7 @@ from decant_distill.curate_rules import (
 from decant_distill.curate_survey import Survey, Surveyor, near_duplicates, question_digest
 from decant_distill.curate_text import TextRule, text_rules
 from decant_distill.curate_texts import Texts
+from decant_distill.redact import Redaction
 from decant_distill.reviewed import read_decisions
 
 CONFIG = CurateConfig
@@ -87,7 +88,7 @@ def _layout(config: CurateConfig) -> Layout:
         validation_share=config.validation_share,
         by_group=config.split_by == "group",
         seed=config.seed,
-        redact=config.redact,
+        redact=Redaction.of(config.redact, config.names),
         answer_marker=config.task.answer_marker,
     )
 

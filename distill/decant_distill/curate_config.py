@@ -10,6 +10,7 @@ from decant.task import TaskConfig
 from decant_distill.curate_rules import Keep
 from decant_distill.curate_text import TextConfig
 from decant_distill.redact import RedactKind
+from decant_distill.redact_names import NamesConfig
 from decant_distill.reviewed import OptionalStore
 
 Checks = Literal["ignore", "no_failure", "all_passed"]
@@ -79,8 +80,10 @@ class CurateConfig(Config):
     )
     redact: tuple[RedactKind, ...] = Field(
         default=(),
-        description="email, secret, iban, national_id, card, ip, phone: taken out of prompts and completions",
+        description="email, secret, iban, national_id, card, ip, phone; with a model (extra presidio)"
+        " person, place, organization: taken out of prompts and completions",
     )
+    names: NamesConfig = Field(default=NamesConfig(), description="what finds names, where they are redacted")
     reviews: OptionalStore = Field(
         default=None,
         description="request store whose review decisions hold; that beside the labels, if there is one",

@@ -12,7 +12,7 @@ from decant_distill.curate_rules import Candidate, Tally
 from decant_distill.curate_split import Member, held_out
 from decant_distill.curate_survey import Survey
 from decant_distill.labels import Label
-from decant_distill.redact import Placeholders, RedactKind
+from decant_distill.redact import Redaction
 from decant_distill.reviewed import read_reviewed
 
 _NO_VOTES = Tally(1, {})
@@ -28,7 +28,7 @@ class Layout:
     validation_share: float
     by_group: bool
     seed: int
-    redact: tuple[RedactKind, ...]
+    redact: Redaction | None
     answer_marker: str
 
 
@@ -82,8 +82,8 @@ def _training_rows(
             yield _training_row(layout.answer_marker, clean, survey.candidates[line], survey.tallies)
 
 
-def _redacted(label: Label, kinds: tuple[RedactKind, ...], counts: Counter[str]) -> Label:
-    placeholders = Placeholders(kinds)
+def _redacted(label: Label, redaction: Redaction, counts: Counter[str]) -> Label:
+    placeholders = redaction.placeholders()
     prompt = [
         {**message, "content": placeholders.redact(message["content"])} for message in label.prompt or []
     ]

@@ -184,7 +184,7 @@ def _job(config: LabelConfig, teacher: Teacher) -> Job:
         sampling=sampling,
         limit=config.limit,
         answers=config.answers,
-        redact=Redaction(config.redact) if config.redact else None,
+        redact=Redaction.of(config.redact, config.names),
         hint=config.hint_text if config.hint else None,
         logprobs=config.logprobs,
         top_logprobs=config.topk_logprobs,

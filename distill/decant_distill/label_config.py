@@ -15,6 +15,7 @@ from decant_distill.label_judge import JudgeConfig
 from decant_distill.label_requests import GOLD_FIELD
 from decant_distill.label_spend import Prices
 from decant_distill.redact import RedactKind
+from decant_distill.redact_names import NamesConfig
 from decant_distill.verifiers import VerifierConfig
 
 LabelFormat = Literal["online", "openai-batch", "batch-api"]
@@ -41,8 +42,10 @@ class LabelConfig(Config):
     verify: tuple[VerifierConfig, ...] = Field(default=(), description="checks of every answer")
     redact: tuple[RedactKind, ...] = Field(
         default=(),
-        description="email, secret, iban, national_id, card, ip, phone: taken out before a message is sent",
+        description="email, secret, iban, national_id, card, ip, phone; with a model (extra presidio)"
+        " person, place, organization: taken out before a message is sent",
     )
+    names: NamesConfig = Field(default=NamesConfig(), description="what finds names, where they are redacted")
     samples: int = Field(default=1, ge=1, description="answers to draw for each row")
     max_samples: int | None = Field(
         default=None, ge=2, description="draw more, up to so many, for a row whose samples do not agree"

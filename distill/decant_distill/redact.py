@@ -1,8 +1,7 @@
 """Takes what is private out of texts: addresses, numbers and keys become placeholders such as [EMAIL_1].
 
 What has a checksum (cards, IBANs, most identity numbers) or a grammar (IP addresses) is checked, so that
-other numbers stay.
-Names of people are not found: that takes a model.
+other numbers stay. Names take a model, and are looked for where they are asked for.
 """
 
 import ipaddress
@@ -14,9 +13,12 @@ from typing import Literal, get_args
 
 from decant.task import Message
 from decant_distill.national_ids import find_national_ids
+from decant_distill.redact_names import NameKind, NamesConfig, open_names
 
-RedactKind = Literal["email", "secret", "iban", "national_id", "card", "ip", "phone"]
-KINDS: tuple[RedactKind, ...] = get_args(RedactKind)
+PatternKind = Literal["email", "secret", "iban", "national_id", "card", "ip", "phone"]
+RedactKind = PatternKind | NameKind
+KINDS: tuple[PatternKind, ...] = get_args(PatternKind)
+NAME_KINDS: tuple[NameKind, ...] = get_args(NameKind)
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,22 +30,36 @@ class Span:
     end: int
 
 
-def find_private(text: str, kinds: Sequence[RedactKind] = KINDS) -> list[Span]:
-    """What is private in a text, in order and without overlap; of two that overlap the more certain kind."""
+def find_private(
+    text: str, kinds: Sequence[RedactKind] = KINDS, names: NamesConfig | None = None
+) -> list[Span]:
+    """What is private in a text, in order and without overlap; of two that overlap the more certain kind.
+
+    `names` says which model finds names, if their kinds are among `kinds`.
+    """
     taken: list[Span] = []
-    # The order of KINDS is that of certainty.
-    for kind in KINDS:
-        for start, end in _FINDERS[kind](text) if kind in kinds else ():
+
+    def take(kind: RedactKind, found: Iterator[tuple[int, int]]) -> None:
+        for start, end in found:
             if all(end <= other.start or start >= other.end for other in taken):
                 taken.append(Span(kind, start, end))
+
+    # The order of KINDS is that of certainty, and names are the least certain.
+    for kind in KINDS:
+        if kind in kinds:
+            take(kind, _FINDERS[kind](text))
+    for kind in NAME_KINDS:
+        if kind in kinds:
+            take(kind, open_names(names or NamesConfig())(text, kind))
     return sorted(taken, key=lambda span: span.start)
 
 
 class Placeholders:
     """Replaces what is private; within one of these the same value gets the same placeholder."""
 
-    def __init__(self, kinds: Sequence[RedactKind] = KINDS) -> None:
+    def __init__(self, kinds: Sequence[RedactKind] = KINDS, names: NamesConfig | None = None) -> None:
         self._kinds = kinds
+        self._names = names
         self._known: dict[tuple[str, str], str] = {}
         self._numbers: Counter[str] = Counter()
         self.counts: Counter[str] = Counter()
@@ -52,7 +68,7 @@ class Placeholders:
         """The text with placeholders."""
         parts: list[str] = []
         reached = 0
-        for span in find_private(text, self._kinds):
+        for span in find_private(text, self._kinds, self._names):
             parts += [text[reached : span.start], self._placeholder(span.kind, text[span.start : span.end])]
             reached = span.end
             self.counts[span.kind] += 1
@@ -71,12 +87,24 @@ class Redaction:
     """Redacts the user message of a request, and the true answer with the same placeholders."""
 
     kinds: tuple[RedactKind, ...]
+    names: NamesConfig
+
+    @classmethod
+    def of(cls, kinds: tuple[RedactKind, ...], names: NamesConfig) -> "Redaction | None":
+        """The redaction asked for, if any; MissingExtraError or ConfigError where names cannot be found."""
+        if any(kind in NAME_KINDS for kind in kinds):
+            open_names(names)
+        return cls(kinds, names) if kinds else None
+
+    def placeholders(self) -> Placeholders:
+        """Those of one row."""
+        return Placeholders(self.kinds, self.names)
 
     def __call__(
         self, messages: list[Message], gold: str | None
     ) -> tuple[list[Message], str | None, dict[str, int] | None]:
         """The messages, the true answer, and how many of each kind were taken out of the messages."""
-        placeholders = Placeholders(self.kinds)
+        placeholders = self.placeholders()
         *before, last = messages
         clean = [*before, {**last, "content": placeholders.redact(last["content"])}]
         counts = dict(placeholders.counts)
@@ -200,7 +228,7 @@ def _phones(text: str) -> Iterator[tuple[int, int]]:
                 yield found.span()
 
 
-_FINDERS: dict[RedactKind, _Finder] = {
+_FINDERS: dict[PatternKind, _Finder] = {
     "email": _emails,
     "secret": _secrets,
     "iban": _ibans,

@@ -3,6 +3,7 @@
 import pytest
 
 from decant_distill.redact import Placeholders, Redaction, find_private
+from decant_distill.redact_names import NamesConfig
 
 KEY = "sk-" + "a1B2" * 8
 
@@ -50,7 +51,7 @@ def test_only_the_kinds_that_are_asked_for_are_taken() -> None:
 
 def test_gold_gets_the_placeholder_of_the_message() -> None:
     messages = [{"role": "system", "content": "s@s.io"}, {"role": "user", "content": "From c@d.io to a@b.io"}]
-    clean, gold, counts = Redaction(("email",))(messages, "a@b.io")
+    clean, gold, counts = Redaction(("email",), NamesConfig())(messages, "a@b.io")
     assert [message["content"] for message in clean] == ["s@s.io", "From [EMAIL_1] to [EMAIL_2]"]
     assert (gold, counts) == ("[EMAIL_2]", {"email": 2})
 
