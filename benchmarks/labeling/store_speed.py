@@ -1,7 +1,6 @@
-"""How fast a request store takes labels, and how fast the gateway answers from one.
+"""How fast a request store takes labels: `python -m labeling.store_speed` prints a Markdown table.
 
-`python -m labeling.store_speed` prints two Markdown tables: label writes per second, and the
-latency of chats that are looked up beside the same chats asked of a scripted engine that answers at once.
+How fast the gateway answers from one: `python -m gateway lookup`.
 """
 
 import argparse
@@ -11,13 +10,9 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-import httpx
-
 from decant.store import Answer, NewLabel, RequestStore
-from decant.timing import percentile
 from decant.wire import request_key
 from decant_distill.label_record import Recorder
-from labeling.served_script import served_script
 
 _ROWS_PER_CALL = 500
 _THREADS = 8
@@ -117,51 +112,19 @@ def timed(work: Callable[..., object], *arguments: object) -> float:
     return time.perf_counter() - started_s
 
 
-def lookups(place: str, folder: Path, count: int) -> None:
-    """Latency of whole chats, one after another: looked up, and asked of an engine that answers at once."""
-    with served_script(folder, {"chunks": ["Answer: even"]}, options=("--lookup", place)) as base_url:
-        print("| answered by | chats | p50, ms | p95, ms | p99, ms |")
-        print("|---|---|---|---|---|")
-        for source, first in (("lookup", 0), ("model", -count)):
-            latencies_ms = ask(base_url, source, range(first, first + count))
-            shown = " | ".join(f"{percentile(latencies_ms, p):.2f}" for p in (50, 95, 99))
-            print(f"| {source} | {count:,} | {shown} |")
-
-
-def ask(base_url: str, source: str, numbers: Sequence[int]) -> list[float]:
-    """Milliseconds of each chat over one connection, after some that are not counted."""
-    latencies_ms: list[float] = []
-    with httpx.Client(base_url=base_url, trust_env=False) as client:
-        for place, number in enumerate([*numbers[:50], *numbers]):
-            body = {**request(number), "model": "script"}
-            started_s = time.perf_counter()
-            answer = client.post("/chat/completions", json=body)
-            if place >= len(numbers[:50]):
-                latencies_ms.append((time.perf_counter() - started_s) * 1000)
-            if answer.headers["x-decant-source"] != source:
-                raise SystemExit(
-                    f"{number}: answered by {answer.headers['x-decant-source']}, not by {source}"
-                )
-    return latencies_ms
-
-
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Runs both measurements on one store."""
+    """Measures on a new store."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--workdir", type=Path, default=Path("runs/store-bench"))
-    parser.add_argument("--rows", type=int, default=20_000)
+    parser.add_argument("--rows", type=int, default=4_000)
     parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--lookups", type=int, default=2_000)
     parser.add_argument("--store", help="an empty PostgreSQL database instead of a SQLite file")
     given = parser.parse_args(arguments)
     given.workdir.mkdir(parents=True, exist_ok=True)
     path = given.workdir / "store.sqlite"
     for old in given.workdir.glob("store.sqlite*"):
         old.unlink()
-    place: str = given.store or str(path)
-    writes(place, given.rows, given.repeats)
-    print()
-    lookups(place, given.workdir, given.lookups)
+    writes(given.store or str(path), given.rows, given.repeats)
 
 
 if __name__ == "__main__":
