@@ -68,7 +68,8 @@ def flight_plot(requests: RequestColumns) -> str:
     for value in y.ticks():
         parts.append(line(_FRAME.left, y(value), _FRAME.right, y(value), css="grid"))
         parts.append(text(_FRAME.left - 8, y(value) + 4, f"{value:g}", css="tick", anchor="end"))
-    kept = zip(_thinned(at_s[order]).tolist(), _thinned(levels).tolist(), strict=True)
+    places = _lasting(at_s[order])
+    kept = zip(at_s[order][places].tolist(), levels[places].tolist(), strict=True)
     corners = [(0.0, 0)]
     for when_s, level in kept:
         corners += [(when_s, corners[-1][1]), (when_s, level)]
@@ -146,6 +147,17 @@ def _some(done: RequestColumns) -> Counts:
 
 def _thinned(values: npt.NDArray[Any]) -> npt.NDArray[Any]:
     return values[:: max(1, -(-len(values) // _MOST_DOTS))]
+
+
+def _lasting(at_s: npt.NDArray[Any]) -> Counts:
+    """Places of at most so many changes: of each stretch the one after which nothing changed for longest.
+
+    Begins and ends come in turns, so that every n-th change may be of one kind only.
+    """
+    stretch = max(1, -(-len(at_s) // _MOST_DOTS))
+    starts = np.arange(0, len(at_s), stretch)
+    lasts_s = np.diff(at_s, append=at_s[-1])
+    return np.array([start + int(np.argmax(lasts_s[start : start + stretch])) for start in starts])
 
 
 def _time_axis(y: Scale) -> str:

@@ -98,6 +98,19 @@ def test_the_flight_plot_names_its_peak() -> None:
     assert "at most 3 in flight" in flight_plot(RequestColumns.of_timings(at_once))
 
 
+def test_the_flight_plot_of_a_long_run_stays_at_the_level_that_lasted() -> None:
+    # Four clients that send again at once: each gap between an end and the next send is a blink.
+    steady = [
+        RequestTiming(request_id="r", actual_s=0.1 * client + 0.4 * turn, e2e_s=0.399)
+        for turn in range(3000)
+        for client in range(4)
+    ]
+    (drawn,) = re.findall(r' d="([^"]+)"', flight_plot(RequestColumns.of_timings(steady)))
+    heights = [re.split("[ ,]", point)[1] for point in re.findall(r"[-\d.]+[ ,][-\d.]+", drawn)]
+    top = min(heights, key=float)
+    assert heights.count(top) / len(heights) > 0.95
+
+
 def test_the_parts_of_the_first_token_are_bars_with_their_medians() -> None:
     found = {"p50": 0.012, "p95": 0.02, "n": 9}
     plot = parts_plot({"ttft_parts": {"network_s": found, "gateway_queue_s": found}})
