@@ -86,7 +86,7 @@ def screenshot(report: Path, output: Path) -> None:
         sys.stderr.write("overload: no chromium on the PATH, so no picture of the report\n")
         return
     quiet = ("--headless", "--no-sandbox", "--disable-gpu", "--hide-scrollbars", "--no-first-run")
-    size = ("--window-size=1000,2400", "--force-device-scale-factor=0.75")
+    size = ("--window-size=1280,2250", "--force-device-scale-factor=0.6")
     look = (f"--screenshot={output}", *size, report.as_uri())
     subprocess.run([chromium, *quiet, *look], timeout=60, check=True, capture_output=True)
 

@@ -13,12 +13,17 @@ Rounds = Mapping[str, Sequence[Round]]
 
 
 def latency_row(rounds: Rounds, side: str, baseline: str) -> dict[str, Any]:
-    """A side's times to first token and to the end, and what it adds to the baseline's, in milliseconds."""
+    """A side's times to first token and to the end, and what it adds to the baseline's, in milliseconds.
+
+    Rounds in which nothing was answered are counted as failed and have no times.
+    """
     row: dict[str, Any] = {"side": side, **_counts(rounds[side])}
+    pairs = [(a, b) for a, b in zip(rounds[side], rounds[baseline], strict=True) if a.good and b.good]
+    if not pairs:
+        return row
     for name, value in (("ttft", _ttft_ms), ("e2e", _e2e_ms)):
         for q in (50, 99):
-            own = [percentile(value(one), q) for one in rounds[side]]
-            base = [percentile(value(one), q) for one in rounds[baseline]]
+            own, base = ([percentile(value(one), q) for one in ones] for ones in zip(*pairs, strict=True))
             row[f"{name}_p{q}_ms"] = percentile(own, 50)
             row[f"added_{name}_p{q}_ms"] = spread([a - b for a, b in zip(own, base, strict=True)])
     return row
@@ -83,11 +88,13 @@ def _setup_line(setup: Mapping[str, Any], origin: Mapping[str, Any]) -> str:
 
 def _table(rows: Sequence[Mapping[str, Any]]) -> str:
     names = list(rows[0])
-    lines = [names, ["---"] * len(names), *([_cell(row[name]) for name in names] for row in rows)]
+    lines = [names, ["---"] * len(names), *([_cell(row.get(name)) for name in names] for row in rows)]
     return "\n".join("| " + " | ".join(cells) + " |" for cells in lines)
 
 
 def _cell(value: Any) -> str:
     if isinstance(value, dict):
         return f"{value['median']:.3g} ({value['min']:.3g} to {value['max']:.3g})"
+    if value is None:
+        return "-"
     return f"{value:.3g}" if isinstance(value, float) else str(value)
