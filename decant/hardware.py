@@ -52,8 +52,15 @@ def describe_commit(source: Path) -> str | None:
 
 
 def describe_command() -> str:
-    """The command line that is running, as one would type it."""
-    return shlex.join(["decant", *sys.argv[1:]])
+    """The command line that is running, as one would type it; of a script its name, without its folders."""
+    program = Path(sys.argv[0])
+    if program.suffix != ".py" or program.parent.name == "decant":
+        start = ["decant"]
+    elif program.name == "__main__.py":
+        start = ["python", "-m", program.parent.name]
+    else:
+        start = ["python", program.name]
+    return shlex.join([*start, *sys.argv[1:]])
 
 
 def provenance(source: Path) -> dict[str, Any]:
