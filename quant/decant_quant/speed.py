@@ -63,7 +63,7 @@ class Speed:
 def measure_speed(
     folder: Path, config: SpeedConfig, *, threads: int | None = None, engine_python: Path | None = None
 ) -> Speed:
-    """Serves the artifact and times it; QuantizeError when too few answers had two tokens."""
+    """Serves the artifact and times it; QuantizeError when too few answers came in pieces."""
     endpoint = EndpointConfig(
         serve=folder,
         engine=config.engine,
@@ -77,8 +77,8 @@ def measure_speed(
     prefilled = [_prompt_rate(timing, config) for timing in timings if timing.ttft_s]
     if len(decoded) < 2 or len(prefilled) < 2:
         raise QuantizeError(
-            f"{folder}: {len(decoded)} of {len(timings)} answers had the two tokens that a speed needs;"
-            f" raise speed.requests or leave --speed out"
+            f"{folder}: {len(decoded)} of {len(timings)} answers came in more than one piece, and a speed needs"
+            f" two; raise timing.output_tokens, or leave --speed out"
         )
     return Speed(
         engine=engine,

@@ -28,7 +28,7 @@ def test_an_artifact_is_timed_in_its_engine_and_signed_with_it(
         "output": tmp_path / "out",
         "method": "gguf:Q8_0",
         "speed": True,
-        "timing": {"requests": 3, "prompt_tokens": 64, "output_tokens": 24},
+        "timing": {"requests": 3, "prompt_tokens": 64, "output_tokens": 400},
         "calibration": {"heldout": rows, "heldout_rows": 8},
     }
     run(load_config(QuantizeConfig, values=values))
