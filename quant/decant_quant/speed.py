@@ -77,8 +77,8 @@ def measure_speed(
     prefilled = [_prompt_rate(timing, config) for timing in timings if timing.ttft_s]
     if len(decoded) < 2 or len(prefilled) < 2:
         raise QuantizeError(
-            f"{folder}: {len(decoded)} of {len(timings)} answers came in more than one piece, and a speed needs"
-            f" two; raise timing.output_tokens, or leave --speed out"
+            f"{folder}: {len(decoded)} of {len(timings)} answers came in more than one piece, and a speed"
+            f" needs two; raise timing.output_tokens, or leave --speed out"
         )
     return Speed(
         engine=engine,
